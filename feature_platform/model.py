@@ -1,0 +1,353 @@
+"""
+What a feature author declares: entities, sources, features, views, services. Plain frozen values.
+
+Knows no engine and checks nothing: `Registry` refuses contradictions, all in one place, while it loads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from functools import cached_property
+from typing import Any, Final, TypeAlias
+
+from feature_platform.dtypes import Dtype, DtypeLike, resolve
+
+__all__ = [
+    "ON_UPDATE",
+    "Aggregate",
+    "Entity",
+    "Feature",
+    "FeatureSelection",
+    "FeatureService",
+    "FeatureStatus",
+    "FeatureView",
+    "ParquetSource",
+    "QueryFunction",
+    "ViewKind",
+]
+
+ON_UPDATE: Final = "ON_UPDATE"
+"""The schedule of an event view that is computed by UTC day, whenever data arrives."""
+
+QueryFunction: TypeAlias = Callable[..., object]
+_EMPTY_IS_ZERO = {"count", "count_distinct", "sum"}
+
+
+class FeatureStatus(StrEnum):
+    """What stands behind a value; never blurred (law L8)."""
+
+    PRESENT = "PRESENT"
+    NULL_VALUE = "NULL_VALUE"
+    NOT_FOUND = "NOT_FOUND"
+    OUTSIDE_MAX_AGE = "OUTSIDE_MAX_AGE"
+
+
+class ViewKind(StrEnum):
+    """The three kinds of view; the first two are window views."""
+
+    SNAPSHOT = "snapshot"
+    AGGREGATE = "aggregate"
+    EVENT = "event"
+
+
+@dataclass(frozen=True)
+class Entity:
+    """
+    Whom features describe, and the columns that identify one.
+
+    Args:
+        name: As in `user`.
+        join_keys: Column name to dtype, in key order; none for a global view.
+        description: For people.
+    """
+
+    name: str
+    join_keys: Mapping[str, DtypeLike] = field(default_factory=dict)
+    description: str = ""
+
+    @cached_property
+    def keys(self) -> dict[str, Dtype]:
+        """Join key to resolved dtype, in order."""
+        return {name: resolve(dtype) for name, dtype in self.join_keys.items()}
+
+
+@dataclass(frozen=True)
+class ParquetSource:
+    """
+    Parquet files that queries read by the source's name.
+
+    Args:
+        name: The table name in queries.
+        path: A path or glob, relative to the project folder.
+        timestamp: The column that says when a row became true; without it the source is a static dimension, visible whole.
+        created_timestamp: The column that says when a row was known.
+        description: For people.
+    """
+
+    name: str
+    path: str
+    timestamp: str | None = None
+    created_timestamp: str | None = None
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """
+    One value that a view's query returns, by the column's name.
+
+    Args:
+        name: Column of the query.
+        dtype: A Python type or a pyarrow DataType (see `feature_platform.dtypes`).
+        description: For people and for OpenAPI.
+        default: The answer where there is no value, or it is past the view's ttl.
+        expect: Expectations of the feature's values, checked before they are promoted.
+    """
+
+    name: str
+    dtype: DtypeLike
+    description: str = ""
+    default: Any = None
+    expect: Sequence[object] = ()
+
+    @cached_property
+    def type(self) -> Dtype:
+        """The resolved dtype."""
+        return resolve(self.dtype)
+
+    @property
+    def effective_default(self) -> Any:
+        """The answer for NOT_FOUND and OUTSIDE_MAX_AGE."""
+        return self.default
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """
+    One value computed by the platform over a sliding window `[end - window, end)`.
+
+    An empty window is 0 for count, count_distinct and sum, NULL for the rest.
+
+    Args:
+        name: Name of the feature.
+        function: count, sum, mean, min, max, count_distinct or last_n.
+        window: Elapsed time.
+        column: Column of the source; only `count` does without (then it counts rows).
+        dtype: Of the result; count and count_distinct are int, mean is float, the rest default to float
+            (last_n to a list of it): name it where the column is of another family.
+        n: How many values `last_n` keeps, newest first.
+        where: SQL condition over the source's columns.
+        default: Replaces the empty window's value for keys without state.
+        description: For people.
+        expect: Expectations, as for `Feature`.
+    """
+
+    name: str
+    function: str
+    window: timedelta = field(kw_only=True)
+    column: str | None = field(default=None, kw_only=True)
+    dtype: DtypeLike | None = field(default=None, kw_only=True)
+    n: int | None = field(default=None, kw_only=True)
+    where: str | None = field(default=None, kw_only=True)
+    default: Any = field(default=None, kw_only=True)
+    description: str = field(default="", kw_only=True)
+    expect: Sequence[object] = field(default=(), kw_only=True)
+
+    @cached_property
+    def type(self) -> Dtype:
+        """The resolved dtype."""
+        if self.dtype is not None:
+            return resolve(self.dtype)
+        fixed: dict[str, DtypeLike] = {"count": int, "count_distinct": int, "last_n": list[float]}
+        return resolve(fixed.get(self.function, float))
+
+    @property
+    def empty_value(self) -> int | float | None:
+        """The value of an empty window."""
+        return 0 if self.function in _EMPTY_IS_ZERO else None
+
+    @property
+    def effective_default(self) -> Any:
+        """The answer for NOT_FOUND and OUTSIDE_MAX_AGE: a key without state has empty windows."""
+        if self.default is not None:
+            return self.default
+        return float(0) if self.empty_value == 0 and self.type.family == "float" else self.empty_value
+
+
+@dataclass(frozen=True)
+class FeatureView:
+    """
+    One query (or a set of aggregates), one schedule, one Parquet table, n features.
+
+    Args:
+        name: As in `user_activity`; the Dagster group, the folder of the Parquet and a part of the Redis key.
+        entity: Whom the features describe.
+        sources: What the query may read, by name.
+        features: `Feature`s that the query returns, or `Aggregate`s.
+        query: One SELECT over the sources' names, which may use `$start` and `$end`; or a function of the sources' relations.
+            None for aggregates, and for an event view whose source already holds the history of values.
+        schedule: "@hourly", "@daily", a cron, `ON_UPDATE`, or None (one table, not partitioned).
+        start: Start of the first window; naive means in `timezone`.
+        timezone: IANA name; defines the windows of the schedule.
+        lookback: How far before a window's start the query reads.
+        delay: How long after its time a value can be used.
+        ttl: Older than this counts as absent, offline and online alike; None is for ever.
+        freshness: Promise to people: older than this and someone is told.
+        owners: "team:name" or an e-mail address.
+        tags: For Dagster.
+        description: For people.
+    """
+
+    name: str
+    entity: Entity = field(kw_only=True)
+    sources: Sequence[ParquetSource] = field(kw_only=True)
+    features: Sequence[Feature | Aggregate] = field(kw_only=True)
+    query: str | QueryFunction | None = field(default=None, kw_only=True)
+    schedule: str | None = field(default=None, kw_only=True)
+    start: datetime | None = field(default=None, kw_only=True)
+    timezone: str = field(default="UTC", kw_only=True)
+    lookback: timedelta | None = field(default=None, kw_only=True)
+    delay: timedelta = field(default=timedelta(0), kw_only=True)
+    ttl: timedelta | None = field(default=None, kw_only=True)
+    freshness: timedelta | None = field(default=None, kw_only=True)
+    owners: Sequence[str] = field(default=(), kw_only=True)
+    tags: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    description: str = field(default="", kw_only=True)
+
+    def __getitem__(self, names: Sequence[str]) -> FeatureSelection:
+        """Select some features for a service: `activity[["watch_count_30d"]]`."""
+        return FeatureSelection(self, (names,) if isinstance(names, str) else tuple(names))
+
+    @cached_property
+    def kind(self) -> ViewKind:
+        """
+        Snapshot, aggregate or event view.
+
+        A view whose query returns `event_timestamp` is an event view. Here that is read from the query's text, since the
+        ground floor has no SQL parser; computing describes the query and refuses it where the two disagree.
+        """
+        if any(isinstance(feature, Aggregate) for feature in self.features):
+            return ViewKind.AGGREGATE
+        if self.query is None or self.schedule in {ON_UPDATE, None}:
+            return ViewKind.EVENT
+        if callable(self.query):
+            names_it = "event_timestamp" in _source_code(self.query)
+        else:
+            through_star = any(source.timestamp == "event_timestamp" for source in self.sources)
+            names_it = returns_event_timestamp(self.query, through_star=through_star)
+        return ViewKind.EVENT if names_it else ViewKind.SNAPSHOT
+
+    @property
+    def is_window_view(self) -> bool:
+        """Snapshot and aggregate views hold the state as of a window's end."""
+        return self.kind is not ViewKind.EVENT
+
+    @cached_property
+    def feature_by_name(self) -> dict[str, Feature | Aggregate]:
+        """Declared order is kept."""
+        return {feature.name: feature for feature in self.features}
+
+    @cached_property
+    def has_created_timestamp(self) -> bool:
+        """Whether rows of this event view say when they were known: they do where one of its sources does."""
+        return self.kind is ViewKind.EVENT and any(source.created_timestamp for source in self.sources)
+
+    @cached_property
+    def definition_hash(self) -> str:
+        """16 hex digits over all that decides the values; every file and online value carries it."""
+        parts = {
+            "kind": self.kind,
+            "keys": {name: str(dtype) for name, dtype in self.entity.keys.items()},
+            "sources": [[s.name, s.path, s.timestamp, s.created_timestamp] for s in self.sources],
+            "query": " ".join(self.query.split()) if isinstance(self.query, str) else self.query and _source_code(self.query),
+            "features": [_definition(feature) for feature in self.features],
+            "windows": [self.schedule, self.timezone],
+            "lookback": _micros(self.lookback),
+            "delay": _micros(self.delay),
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class FeatureSelection:
+    """Some features of a view, for a service."""
+
+    view: FeatureView
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FeatureService:
+    """
+    The named list of features that one model or prompt reads.
+
+    Args:
+        name: As in `recommender`.
+        features: Views (all their features) and selections (`view[["name"]]`).
+        full_feature_names: Whether results are named `view__feature`.
+        description: For people.
+    """
+
+    name: str
+    features: Sequence[FeatureView | FeatureSelection]
+    full_feature_names: bool = field(default=False, kw_only=True)
+    description: str = field(default="", kw_only=True)
+
+    @property
+    def selections(self) -> list[FeatureSelection]:
+        """The list with every whole view written out."""
+        return [one if isinstance(one, FeatureSelection) else one[[f.name for f in one.features]] for one in self.features]
+
+
+_TOKEN = re.compile(r"""--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|"(?:[^"]|"")*"|\w+|[^\s\w]""", re.DOTALL)
+_AFTER_SELECT_LIST = {"from", "where", "group", "having", "window", "qualify", "order", "limit", "union", "intersect", "except", ";"}
+
+
+def returns_event_timestamp(query: str, *, through_star: bool = False) -> bool:
+    """
+    Say whether the outermost SELECT list of a query has a column named `event_timestamp`.
+
+    Args:
+        query: One SELECT; common table expressions stand in parentheses and do not count.
+        through_star: Whether a `*` brings the column, as far as the sources tell; the query's own text is looked at too.
+    """
+    tokens = [token.strip('"').lower() for token in _TOKEN.findall(query) if not token.startswith(("--", "/*", "'"))]
+    depth, previous, selecting, has_star = 0, "", False, False
+    names = [""]  # of each item, the last token so far
+    for token in tokens:
+        if depth == 0 and selecting and token in _AFTER_SELECT_LIST and previous != "distinct":  # `is distinct from`
+            break
+        if depth == 0 and selecting and token == ",":
+            names.append("")
+        elif depth == 0 and selecting:
+            has_star |= token == "*" and names[-1] in {"", "."}
+            names[-1] = token
+        selecting |= depth == 0 and token == "select"
+        depth += (token == "(") - (token == ")")
+        previous = token
+    through_star |= "event_timestamp" in tokens
+    return "event_timestamp" in names or ((has_star or not selecting) and through_star)
+
+
+def _source_code(function: QueryFunction) -> str:
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):  # defined at a prompt, or a callable object
+        return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def _micros(span: timedelta | None) -> int | None:
+    return None if span is None else span // timedelta(microseconds=1)
+
+
+def _definition(feature: Feature | Aggregate) -> list[Any]:
+    if isinstance(feature, Aggregate):
+        return [feature.name, str(feature.type), feature.function, _micros(feature.window), feature.column, feature.n, feature.where]
+    return [feature.name, str(feature.type)]

@@ -1,0 +1,185 @@
+"""
+The settings of one project, read once and passed down.
+
+Knows the environment's names and where the project folder is. Opens nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tomllib
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from feature_platform.errors import SettingsError, suggest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from feature_platform.registry import Registry
+
+__all__ = ["ENVIRONMENT_PREFIX", "Settings", "load_registry"]
+
+ENVIRONMENT_PREFIX = "FEATURE_PLATFORM_"
+_SAFE_PROJECT = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """
+    Where a project lives and how its servers are reached; `from_env` reads `FEATURE_PLATFORM_<NAME>`.
+
+    Attributes:
+        project: Prefix of every key in the online store; projects may share a server.
+        root: The project folder; relative paths (sources' too) hang off it.
+        offline_root: Folder of the Parquet history.
+        online_root: Folder of the embedded online store.
+        redis_url: A server to use instead of the embedded one.
+        registry: Where the registry is, as `module:attribute`.
+        memory_limit: DuckDB's, as in "1GB"; None leaves its default.
+        threads: DuckDB's; None is one a core.
+        run_schedules: Whether schedules start switched on; else they are switched on in the UI, or they would fire on every laptop.
+        api_host: Address that the API binds; anything but loopback needs a token.
+        api_port: Port of the API.
+        api_token: Bearer token that requests must carry; None on loopback.
+        max_entities: Entity rows of one request at most.
+        max_body_bytes: Size of one request's body at most.
+    """
+
+    project: str = "feature_platform"
+    root: Path = field(default_factory=Path)
+    offline_root: Path = Path("data/features")
+    online_root: Path = Path("data/online")
+    redis_url: str | None = field(default=None, repr=False)
+    registry: str | None = None
+    memory_limit: str | None = None
+    threads: int | None = None
+    run_schedules: bool = False
+    api_host: str = "127.0.0.1"
+    api_port: int = 8000
+    api_token: str | None = field(default=None, repr=False)
+    max_entities: int = 1000
+    max_body_bytes: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        """Make paths absolute and refuse what cannot work."""
+        object.__setattr__(self, "root", Path(self.root).absolute())
+        for name in ("offline_root", "online_root"):
+            object.__setattr__(self, name, self.root / Path(getattr(self, name)))
+        if not self.project or not set(self.project) <= _SAFE_PROJECT:
+            message = f"project {self.project!r} is not safe as a key prefix.\nUse letters, digits, '_', '-' and '.'."
+            raise SettingsError(message, field="project")
+        for name in ("max_entities", "max_body_bytes"):
+            if getattr(self, name) < 1:
+                message = f"{name} must be at least 1, not {getattr(self, name)}."
+                raise SettingsError(message, field=name)
+        if self.threads is not None and self.threads < 1:
+            message = f"threads must be at least 1, not {self.threads}."
+            raise SettingsError(message, field="threads")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, *, start: Path | None = None) -> Settings:
+        """
+        Read the environment, over `[tool.feature_platform]` of the nearest pyproject.toml.
+
+        Args:
+            environ: Instead of the process's environment.
+            start: Where the search for the project folder begins; the working directory.
+
+        Raises:
+            SettingsError: A name or value that is not understood.
+        """
+        environ = os.environ if environ is None else environ
+        root, declared = _project_folder(start or Path.cwd(), environ.get(ENVIRONMENT_PREFIX + "ROOT"))
+        known = {one.name: one for one in fields(cls)}
+        values: dict[str, object] = {}
+        for name, value in declared.items():
+            if name not in known:
+                message = f"pyproject.toml: [tool.feature_platform] has no setting {name!r}.\n{suggest(name, known)}"
+                raise SettingsError(message, field=name)
+            values[name] = value
+        for variable, text in environ.items():
+            name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+            if not variable.startswith(ENVIRONMENT_PREFIX) or name == "root":
+                continue
+            if name not in known:
+                message = f"{variable} is not a setting.\n{suggest(variable, [ENVIRONMENT_PREFIX + one.upper() for one in known])}"
+                raise SettingsError(message, field=variable)
+            values[name] = _parse(variable, str(known[name].type), text)
+        return replace(cls(root=root), **{k: Path(str(v)) if k.endswith("root") else v for k, v in values.items()})  # type: ignore[arg-type]
+
+    def path(self, relative: str) -> Path:
+        """Return a path of the project as an absolute one."""
+        return self.root / relative
+
+
+def _project_folder(start: Path, named: str | None) -> tuple[Path, dict[str, object]]:
+    if named:
+        folders = [Path(named).absolute()]
+    else:
+        folders = [start.absolute(), *start.absolute().parents]
+    for folder in folders:
+        file = folder / "pyproject.toml"
+        if file.is_file():
+            try:
+                tool = tomllib.loads(file.read_text()).get("tool", {})
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+                message = f"{file} cannot be read: {exc}"
+                raise SettingsError(message) from exc
+            if "feature_platform" in tool:
+                return folder, dict(tool["feature_platform"])
+    return folders[0], {}
+
+
+def _parse(variable: str, type_name: str, text: str) -> object:
+    if "bool" in type_name:
+        words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+        if text.lower() not in words:
+            message = f"{variable}={text!r} is not a yes or no.\nWrite true or false."
+            raise SettingsError(message, field=variable)
+        return words[text.lower()]
+    if "None" in type_name and not text:
+        return None
+    if "int" in type_name:
+        try:
+            return int(text)
+        except ValueError as exc:
+            message = f"{variable}={text!r} is not a whole number."
+            raise SettingsError(message, field=variable) from exc
+    return text
+
+
+def load_registry(settings: Settings) -> Registry:
+    """
+    Import the registry that the project names.
+
+    Raises:
+        SettingsError: None is named, or what is named is not there or is no registry.
+    """
+    from feature_platform.registry import Registry  # noqa: PLC0415 - `registry` stands beside this module, not below it
+
+    named = settings.registry
+    if not named:
+        message = (
+            f"no registry is named for {settings.root}.\n"
+            'Write [tool.feature_platform] registry = "features.streaming:registry" in pyproject.toml, or set FEATURE_PLATFORM_REGISTRY.'
+        )
+        raise SettingsError(message, field="registry")
+    module_name, _, attribute = named.partition(":")
+    if str(settings.root) not in sys.path:
+        sys.path.insert(0, str(settings.root))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or not (module_name + ".").startswith(exc.name + "."):
+            raise
+        message = f"registry {named!r}: there is no module {exc.name!r} in {settings.root}.\nName it as 'module:attribute'."
+        raise SettingsError(message, field="registry") from exc
+    found = getattr(module, attribute or "registry", None)
+    if not isinstance(found, Registry):
+        message = f"registry {named!r}: {attribute or 'registry'!r} in {module_name} is {type(found).__name__}, not a Registry."
+        raise SettingsError(message, field="registry")
+    return found
