@@ -1,0 +1,262 @@
+"""
+The feature store as Python code uses it: compute, join, materialize, read.
+
+Knows all parts below; holds their connections, opened late and closed at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import duckdb
+
+from feature_platform.errors import RegistryError
+from feature_platform.materialization import MaterializationReport, materialize_view
+from feature_platform.offline.compute import PartitionReport, compute_windows, due_windows, requested_windows
+from feature_platform.offline.historical import HistoricalFeatures
+from feature_platform.offline.point_in_time import Question
+from feature_platform.offline.query import configure
+from feature_platform.offline.store import OfflineStore
+from feature_platform.online.codec import ViewCodec
+from feature_platform.online.meta import ViewMeta
+from feature_platform.online.retrieval import OnlineFeatures, read_online
+from feature_platform.online.store import OnlineStore, open_online_store
+from feature_platform.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from feature_platform.model import FeatureService, FeatureView
+    from feature_platform.offline.historical import EntityRows
+    from feature_platform.offline.point_in_time import AsOf
+    from feature_platform.registry import Registry
+
+__all__ = ["FeatureStore"]
+
+
+class FeatureStore:
+    """
+    One project's features: their history in Parquet, their newest values online.
+
+    A context manager; opens nothing until used, and may be used by several threads.
+
+    Args:
+        registry: What is declared.
+        settings: Where it lives; `Settings.from_env()` if left out.
+        online: An online store to use instead of the one that the settings name; the caller closes it.
+    """
+
+    def __init__(self, registry: Registry, settings: Settings | None = None, *, online: OnlineStore | None = None) -> None:
+        self.registry = registry
+        self.settings = settings or Settings.from_env()
+        self.offline = OfflineStore(self.settings.offline_root)
+        self._given_online = online
+        self._online: OnlineStore | None = None
+        self._database: duckdb.DuckDBPyConnection | None = None
+
+    def __enter__(self) -> FeatureStore:
+        """Return the store."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close the store."""
+        self.close()
+
+    def close(self) -> None:
+        """Close what was opened; using the store again opens it again."""
+        if self._online is not None:
+            self._online.close()
+            self._online = None
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    @property
+    def online(self) -> OnlineStore:
+        """The online store."""
+        if self._given_online is not None:
+            return self._given_online
+        if self._online is None:
+            self._online = open_online_store(self.settings)
+        return self._online
+
+    def compute(
+        self,
+        views: Sequence[str] | str | None = None,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        now: datetime | None = None,
+        *,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> list[PartitionReport]:
+        """
+        Compute views from their sources into Parquet.
+
+        Args:
+            views: Names; all views if left out.
+            start: With `end`, a range: its windows are computed whether they were before or not. Naive means UTC.
+            end: Exclusive. Without a range, every closed window that is not there yet is computed.
+            now: Windows that are not closed then are left alone.
+            progress: Called with the view's name, windows done and windows wanted.
+
+        Returns:
+            One report a window, in the order of views and windows.
+
+        Raises:
+            FeaturePlatformError: See `feature_platform.offline.compute.compute_windows`.
+        """
+        moment = now or datetime.now(UTC)
+        reports: list[PartitionReport] = []
+        for view in self._views(views):
+            if start is None and end is None:
+                windows = due_windows(view, self.offline, moment)
+            else:
+                windows = requested_windows(view, start, end, moment)
+            if not windows:
+                continue
+            name = view.name
+            each = (lambda done, wanted, name=name: progress(name, done, wanted)) if progress else None
+            with self._connect() as connection:
+                reports += compute_windows(
+                    connection, view, windows, store=self.offline, root=self.settings.root, now=moment, progress=each
+                )
+        return reports
+
+    def materialize(
+        self, views: Sequence[str] | str | None = None, now: datetime | None = None, *, progress: Callable[[str, int, int], None] | None = None
+    ) -> list[MaterializationReport]:
+        """
+        Push what is visible at `now` to the online store; computes nothing.
+
+        Args:
+            views: Names; all views if left out.
+            now: The moment; an earlier one than was pushed last changes nothing.
+            progress: Called with the view's name, rows sent and rows to send.
+
+        Raises:
+            OnlineStoreError: The store does not answer, or was filled from another history.
+        """
+        return self._materialize(views, now, again=False, progress=progress)
+
+    def rebuild_online(
+        self, now: datetime | None = None, *, progress: Callable[[str, int, int], None] | None = None
+    ) -> list[MaterializationReport]:
+        """
+        Fill the online store from the Parquet history, whatever it holds, without an outage.
+
+        Every view's generation is raised above what is online, so every value is replaced, and what is left over goes.
+        """
+        for view in self._views(None):
+            stored = self.online.get_many([ViewCodec(self.settings.project, view).meta_key])[0]
+            self.offline.raise_generation(view, above=ViewMeta.from_bytes(stored).generation if stored else 0)
+        return self._materialize(None, now, again=True, progress=progress)
+
+    def get_historical_features(
+        self,
+        entity_df: EntityRows,
+        features: Sequence[str] | str | FeatureService,
+        as_of: AsOf = "known",
+        *,
+        full_feature_names: bool = False,
+        statuses: bool = False,
+    ) -> HistoricalFeatures:
+        """
+        Join to each row the newest values known at its `event_timestamp`.
+
+        Args:
+            entity_df: One row per question: the join keys of all features and `event_timestamp` (naive means UTC). A pandas or
+                polars DataFrame, an Arrow table, a DuckDB relation, or a path to Parquet. Further columns pass through untouched.
+            features: References (`view:feature`, or a bare name where it is unique), a FeatureService, or its name.
+            as_of: "known": an event view's row is seen from its created_timestamp on; "latest" ignores that, for bulk-loaded history.
+            full_feature_names: Whether result columns are named `view__feature`.
+            statuses: Whether `<column>__status` follows each feature.
+
+        Returns:
+            The same rows in the same order plus one column a feature, evaluated when a form of it is asked for: the declared
+            default, else null, where no value existed or it was older than the view's ttl. A NULL key or time finds nothing.
+
+        Raises:
+            UnknownNameError: A feature or service is not declared.
+            NameClashError: Two columns would have one name.
+            EntityRowsError: A join key is missing, or has another type than declared (some when evaluated).
+        """
+        if as_of not in {"known", "latest"}:
+            message = f"as_of={as_of!r} is not understood.\nWrite 'known' or 'latest'."
+            raise RegistryError(message, field="as_of")
+        refs = tuple(self.registry.resolve(features, full_feature_names=full_feature_names))
+        return HistoricalFeatures(self._connect, self.offline, entity_df, Question(refs, as_of, statuses))
+
+    def get_online_features(
+        self,
+        features: Sequence[str] | str | FeatureService,
+        entity_rows: Sequence[Mapping[str, object]] | Mapping[str, Sequence[object]],
+        now: datetime | None = None,
+        *,
+        full_feature_names: bool = False,
+    ) -> OnlineFeatures:
+        """
+        Read the newest values of some entities.
+
+        Args:
+            features: References, a FeatureService, or its name.
+            entity_rows: One dict of join keys per entity (or a dict of columns).
+            now: When values are judged by their view's ttl.
+            full_feature_names: Whether results are named `view__feature`.
+
+        Raises:
+            NotMaterializedError: The store holds nothing for a view.
+            EntityRowsError: A join key is missing, or has another type than declared.
+            OnlineStoreError: The store does not answer.
+        """
+        return read_online(
+            self.registry,
+            self.online,
+            self.settings.project,
+            features,
+            entity_rows,
+            now=now or datetime.now(UTC),
+            full_feature_names=full_feature_names,
+        )
+
+    def _materialize(
+        self, views: Sequence[str] | str | None, now: datetime | None, *, again: bool, progress: Callable[[str, int, int], None] | None
+    ) -> list[MaterializationReport]:
+        moment = now or datetime.now(UTC)
+        reports: list[MaterializationReport] = []
+        for view in self._views(views):
+            name = view.name
+            each = (lambda done, wanted, name=name: progress(name, done, wanted)) if progress else None
+            with self._connect() as connection:
+                reports.append(
+                    materialize_view(
+                        connection,
+                        view,
+                        store=self.offline,
+                        online=self.online,
+                        project=self.settings.project,
+                        now=moment,
+                        again=again,
+                        progress=each,
+                    )
+                )
+        return reports
+
+    def _views(self, names: Sequence[str] | str | None) -> list[FeatureView]:
+        if names is None:
+            return list(self.registry.views.values())
+        return [self.registry.view(name) for name in ([names] if isinstance(names, str) else names)]
+
+    @contextlib.contextmanager
+    def _connect(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Hand out a connection of its own to one database, so that threads do not share temporary tables."""
+        if self._database is None:
+            self._database = duckdb.connect(":memory:")
+        connection = self._database.cursor()
+        try:
+            configure(connection, memory_limit=self.settings.memory_limit, threads=self.settings.threads)
+            yield connection
+        finally:
+            connection.close()

@@ -1,0 +1,258 @@
+"""
+Training sets: entity rows of any common form in, the same rows with features out, evaluated when a form is asked for.
+
+Knows pandas, polars, Arrow and Parquet as ways in and out. The join itself is `point_in_time`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from feature_platform.errors import EntityRowsError
+from feature_platform.offline.point_in_time import STATUS_SUFFIX, Question, drop_spine, join_features, load_spine, output_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+
+    from feature_platform.offline.store import OfflineStore
+
+__all__ = ["EntityRows", "HistoricalFeatures"]
+
+EntityRows: TypeAlias = "pd.DataFrame | pl.DataFrame | pa.Table | duckdb.DuckDBPyRelation | str | os.PathLike[str]"
+Connect: TypeAlias = Callable[[], contextlib.AbstractContextManager[duckdb.DuckDBPyConnection]]
+_BATCH_ROWS = 100_000
+
+
+class HistoricalFeatures:
+    """
+    The answer to a point-in-time question; nothing is read until one of the `to_` methods is called, and each call reads anew.
+
+    One row out for each row in, in the same order, every input column untouched (law L1), and one column more for each
+    feature, in the order asked.
+    """
+
+    def __init__(self, connect: Connect, store: OfflineStore, entity_df: EntityRows, question: Question) -> None:
+        self._connect = connect
+        self._store = store
+        self._question = question
+        self._rows = _Rows.of(entity_df, list(question.join_keys))
+        self._names = output_names(question, self._rows.columns)
+
+    def __repr__(self) -> str:
+        """Say what is asked."""
+        return f"HistoricalFeatures({', '.join(map(str, self._question.refs))}; to_arrow(), to_pandas(), to_polars(), to_parquet(path))"
+
+    @property
+    def features(self) -> pa.Table:
+        """The feature columns alone, a row for each entity row."""
+        with self._reader() as reader:
+            return reader.read_all()
+
+    def to_arrow(self) -> pa.Table:
+        """Return the rows as an Arrow table."""
+        table, features = self._rows.to_arrow(), self.features
+        for name in features.column_names:
+            table = table.append_column(features.schema.field(name), features.column(name))
+        return table
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the rows as a DataFrame, with the index of a pandas input; integers with gaps stay exact (`Int64`)."""
+        features = _to_pandas(self.features)
+        frame = self._rows.to_pandas()
+        features.index = frame.index
+        for name in features.columns:
+            frame[name] = features[name]
+        return frame
+
+    def to_polars(self) -> pl.DataFrame:
+        """Return the rows as a polars DataFrame."""
+        import polars as pl  # noqa: PLC0415 - an extra
+
+        frame = self._rows.given if isinstance(self._rows.given, pl.DataFrame) else pl.DataFrame(self._rows.to_arrow())
+        return frame.hstack(pl.DataFrame(self.features))
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> int:
+        """
+        Write the rows to one Parquet file, streamed; a file that is there is replaced when the new one is whole.
+
+        Returns:
+            The number of rows.
+        """
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        rows = 0
+        try:
+            with self._reader() as reader, self._rows.batches() as batches:
+                slices = _Slices(batches)
+                schema = pa.schema([*batches.schema, *reader.schema])
+                with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+                    for features in reader:
+                        taken = slices.take(features.num_rows)
+                        whole = pa.Table.from_arrays([*taken.columns, *pa.Table.from_batches([features]).columns], schema=schema)
+                        writer.write_table(whole)
+                        rows += features.num_rows
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return rows
+
+    @contextlib.contextmanager
+    def _reader(self) -> Iterator[pa.RecordBatchReader]:
+        """Stream the feature columns in the order of the rows, in their declared dtypes."""
+        schema = pa.schema([pa.field(name, self._type(index)) for index, name in enumerate(self._names)])
+        with self._connect() as connection:
+            spine = load_spine(connection, self._rows.relation(connection), self._question.join_keys, given=self._rows.kind)
+            try:
+                sql = join_features(connection, self._store, self._question, spine)
+                batches = connection.sql(sql).to_arrow_reader(_BATCH_ROWS)
+                yield pa.RecordBatchReader.from_batches(schema, (_cast(batch, schema) for batch in batches))
+            finally:
+                drop_spine(connection, self._question, spine)
+
+    def _type(self, index: int) -> pa.DataType:
+        if not self._question.statuses:
+            return self._question.refs[index].feature.type.arrow
+        return pa.string() if self._names[index].endswith(STATUS_SUFFIX) else self._question.refs[index // 2].feature.type.arrow
+
+
+def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([column.cast(field.type) for column, field in zip(batch.columns, schema, strict=True)], schema=schema)
+
+
+def _to_pandas(table: pa.Table) -> pd.DataFrame:
+    import pandas as pd  # noqa: PLC0415 - slow to import, and only for those who ask for it
+
+    exact = {pa.bool_(): pd.BooleanDtype()}
+    for sign in ("Int", "UInt"):
+        for bits in (8, 16, 32, 64):
+            exact[pa.type_for_alias(f"{sign.lower()}{bits}")] = getattr(pd, f"{sign}{bits}Dtype")()
+    return table.to_pandas(types_mapper=exact.get)
+
+
+class _Slices:
+    """Cuts a stream of batches into pieces of any length."""
+
+    def __init__(self, batches: pa.RecordBatchReader) -> None:
+        self._batches = batches
+        self._rest = batches.schema.empty_table()
+
+    def take(self, rows: int) -> pa.Table:
+        """Return the next rows."""
+        while self._rest.num_rows < rows:
+            self._rest = pa.concat_tables([self._rest, pa.Table.from_batches([self._batches.read_next_batch()])])
+        taken, self._rest = self._rest.slice(0, rows), self._rest.slice(rows)
+        return taken
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The entity rows in the form in which they were given."""
+
+    given: Any
+    kind: str
+    needed: tuple[str, ...]
+
+    @classmethod
+    def of(cls, given: EntityRows, keys: list[str]) -> _Rows:
+        needed = (*dict.fromkeys([*keys, "event_timestamp"]),)
+        if isinstance(given, (str, os.PathLike)):
+            return cls(_files(os.fspath(given)), f"Parquet {os.fspath(given)!r}", needed)
+        if isinstance(given, pa.RecordBatchReader):
+            given = given.read_all()  # a stream is read once; a table as often as it is asked for
+        module = type(given).__module__.partition(".")[0]
+        if module == "polars" and hasattr(given, "collect"):
+            given = given.collect()
+        known = {"pandas": "pandas", "polars": "polars", "pyarrow": "Arrow"}
+        if isinstance(given, duckdb.DuckDBPyRelation):
+            kind = "DuckDB relation"
+        elif module in known and (hasattr(given, "columns") or hasattr(given, "schema")):
+            kind = known[module]
+        else:
+            message = (
+                f"entity_df is {type(given).__name__}.\nGive a pandas or polars DataFrame, a pyarrow Table, a DuckDB relation, or a path to Parquet."
+            )
+            raise EntityRowsError(message, field="entity_df")
+        rows = cls(given, kind, needed)
+        twice = {name for name in rows.columns if rows.columns.count(name) > 1}
+        if twice:
+            message = f"entity_df has several columns named {sorted(twice, key=str)[0]!r}.\nRename them."
+            raise EntityRowsError(message, field="entity_df")
+        return rows
+
+    @cached_property
+    def columns(self) -> list[str]:
+        if isinstance(self.given, list):
+            return list(self._dataset.schema.names)
+        if isinstance(self.given, pa.Table):
+            return list(self.given.column_names)
+        return list(self.given.columns)
+
+    @cached_property
+    def _dataset(self) -> ds.Dataset:
+        return ds.dataset(self.given, format="parquet")
+
+    def relation(self, connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyRelation:
+        """Return the columns that the join needs, on a connection of ours."""
+        if isinstance(self.given, list):
+            return connection.read_parquet(self.given)
+        return connection.from_arrow(self._arrow([name for name in self.needed if name in self.columns] or self.columns))
+
+    def to_arrow(self) -> pa.Table:
+        return self._arrow(None)
+
+    def to_pandas(self) -> pd.DataFrame:
+        if self.kind == "pandas":
+            frame: pd.DataFrame = self.given.copy()
+            return frame
+        if self.kind == "polars":
+            converted: pd.DataFrame = self.given.to_pandas()
+            return converted
+        return self.to_arrow().to_pandas()
+
+    @contextlib.contextmanager
+    def batches(self) -> Iterator[pa.RecordBatchReader]:
+        if isinstance(self.given, list):
+            yield self._dataset.scanner(batch_size=_BATCH_ROWS).to_reader()
+        elif isinstance(self.given, duckdb.DuckDBPyRelation):
+            yield self.given.to_arrow_reader(_BATCH_ROWS)
+        else:
+            yield self.to_arrow().to_reader(_BATCH_ROWS)
+
+    def _arrow(self, columns: list[str] | None) -> pa.Table:
+        """Return all columns, or some."""
+        try:
+            if isinstance(self.given, list):
+                return self._dataset.to_table(columns=columns)
+            if self.kind == "pandas":
+                frame = self.given if columns is None else self.given[columns]
+                return pa.Table.from_pandas(frame, preserve_index=False)
+            if self.kind == "polars":
+                return (self.given if columns is None else self.given.select(columns)).to_arrow()
+            table = self.given.to_arrow_table() if isinstance(self.given, duckdb.DuckDBPyRelation) else self.given
+            return table if columns is None else table.select(columns)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as exc:
+            message = f"entity_df has a column that is not of one type: {exc}"
+            raise EntityRowsError(message, field="entity_df") from exc
+
+
+def _files(path: str) -> list[str]:
+    found = sorted(glob.glob(os.path.join(path, "*.parquet"))) if os.path.isdir(path) else sorted(glob.glob(path, recursive=True)) or [path]
+    if not found or not all(os.path.isfile(one) for one in found):
+        message = f"entity_df {path!r}: there is no such Parquet file."
+        raise EntityRowsError(message, field="entity_df")
+    return found

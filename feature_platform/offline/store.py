@@ -1,0 +1,238 @@
+"""
+The files of the offline store: where a partition lies, what exists, and how one is replaced.
+
+One Parquet file per view and window; its footer says what it is. A view's generation is raised with every write. Knows
+paths, locks and footers. Knows nothing of how rows are computed or joined.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from feature_platform.dtypes import from_micros, to_micros
+from feature_platform.model import FeatureView
+from feature_platform.windows import Window
+
+__all__ = ["METADATA_KEY", "TOMBSTONE", "OfflineStore", "Partition"]
+
+METADATA_KEY = "feature_platform"
+TOMBSTONE = "__tombstone"
+"""Column of aggregate views' files: the key has no state from this row on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """
+    What a partition's footer says.
+
+    Attributes:
+        view: Name of its view.
+        start: Window start, UTC microseconds; with `end`, the window.
+        end: Window end.
+        is_full: Whether it holds the complete state as of `end`, or only what changed (design: state model).
+        definition: Definition hash of the view that computed it.
+        columns: Feature name to dtype, in declared order.
+        generation: Of the view, when this file was written.
+        rows: Rows in the file, tombstones among them.
+        tombstones: Rows that say that a key has no state.
+        dropped: Rows left out for a NULL in a key or in event_timestamp.
+        nulls: NULLs by feature.
+        min_event_timestamp: Of the rows, UTC microseconds.
+        max_event_timestamp: Of the rows.
+        newest_source_timestamp: Newest time among the source rows read.
+        computed_at: When it was computed.
+        run_id: The Dagster run that computed it.
+    """
+
+    view: str
+    start: int
+    end: int
+    is_full: bool
+    definition: str
+    columns: dict[str, str]
+    generation: int = 0
+    rows: int = 0
+    tombstones: int = 0
+    dropped: int = 0
+    nulls: dict[str, int] = field(default_factory=dict)
+    min_event_timestamp: int | None = None
+    max_event_timestamp: int | None = None
+    newest_source_timestamp: int | None = None
+    computed_at: int | None = None
+    run_id: str | None = None
+
+    @property
+    def window(self) -> Window:
+        """The window it holds."""
+        return Window(from_micros(self.start), from_micros(self.end))
+
+    def to_json(self) -> str:
+        """Return the footer's text."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+
+class OfflineStore:
+    """
+    The Parquet history of all views, below one folder.
+
+    Args:
+        root: Holds one folder a view; made when first written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        self._footers: dict[Path, tuple[tuple[int, int, int], Partition]] = {}
+
+    def folder(self, view: FeatureView) -> Path:
+        """Return the folder of a view's files."""
+        return self.root / view.name
+
+    def path(self, view: FeatureView, window: Window) -> Path:
+        """Return where a partition lies, whether it exists or not."""
+        return self.folder(view) / f"{window.key}.parquet"
+
+    def partition(self, view: FeatureView, window: Window) -> Partition | None:
+        """Return what is stored for a window; None where nothing is, or the file holds a window of an earlier schedule."""
+        found = self._footer(self.path(view, window))
+        return found if found and found.window == window else None
+
+    def partitions(self, view: FeatureView, *, before: datetime | None = None) -> list[Partition]:
+        """
+        Return the stored partitions by window, oldest first.
+
+        Args:
+            view: Whose.
+            before: Only those whose window starts before it; the others' files are not opened.
+        """
+        folder = self.folder(view)
+        if not folder.is_dir():
+            return []
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".parquet") and not name.startswith("."))
+        if before is not None:
+            last = Window(before, before).key + ".parquet"
+            names = [name for name in names if name < last or name == "all.parquet"]
+        found = [footer for name in names if (footer := self._footer(folder / name))]
+        return sorted(found, key=lambda partition: (partition.end, partition.start))
+
+    def generation(self, view: FeatureView) -> int:
+        """Return the view's generation; 0 before the first write. Waits for a write that is under way."""
+        if not self.folder(view).is_dir():
+            return 0
+        with self._locked(view, fcntl.LOCK_SH):
+            return self._read_generation(view)
+
+    def raise_generation(self, view: FeatureView, *, above: int = 0) -> int:
+        """Raise a view's generation without a write, so that every online value is replaced by the next materialization."""
+        self.folder(view).mkdir(parents=True, exist_ok=True)
+        with self._locked(view, fcntl.LOCK_EX):
+            generation = max(self._next_generation(view), above + 1)
+            self._write_generation(view, generation)
+        return generation
+
+    def replace(self, view: FeatureView, window: Window, write: Callable[[Path, int], None]) -> int:
+        """
+        Write a partition: the old file or the new one, whole, at every instant.
+
+        Generation and file change under one lock, so nobody can read rows of a generation that they have not seen (a
+        materialization would take a correction for something that it pushed already).
+
+        Args:
+            view: Whose partition.
+            window: Which one.
+            write: Writes the file to the path that it is given, with the generation that it is given in its footer.
+
+        Returns:
+            The generation of the file.
+        """
+        folder = self.folder(view)
+        folder.mkdir(parents=True, exist_ok=True)
+        with self._locked(view, fcntl.LOCK_EX):
+            for leftover in folder.glob(".*.tmp"):  # of a process that was killed: the lock is ours alone
+                leftover.unlink(missing_ok=True)
+            generation = self._next_generation(view)
+            temporary = folder / f".{window.key}.{secrets.token_hex(4)}.tmp"
+            try:
+                write(temporary, generation)
+                _sync(temporary)
+                self._write_generation(view, generation)
+                temporary.replace(self.path(view, window))
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync(folder)
+        return generation
+
+    @contextlib.contextmanager
+    def materializing(self, view: FeatureView) -> Iterator[None]:
+        """Let one process at a time push a view online."""
+        self.folder(view).mkdir(parents=True, exist_ok=True)
+        with _flock(self.folder(view) / "_materialize.lock", fcntl.LOCK_EX):
+            yield
+
+    def _footer(self, path: Path) -> Partition | None:
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            return None
+        identity = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        known = self._footers.get(path)
+        if known is None or known[0] != identity:
+            metadata = pq.read_metadata(path).metadata or {}
+            text = metadata.get(METADATA_KEY.encode())
+            if text is None:
+                return None  # not ours
+            known = self._footers[path] = (identity, Partition(**json.loads(text)))
+        return known[1]
+
+    def _locked(self, view: FeatureView, mode: int) -> contextlib.AbstractContextManager[None]:
+        return _flock(self.folder(view) / "_lock", mode)
+
+    def _read_generation(self, view: FeatureView) -> int:
+        try:
+            return int((self.folder(view) / "_generation").read_text())
+        except FileNotFoundError:
+            return 0
+
+    def _next_generation(self, view: FeatureView) -> int:
+        # A new history starts at the clock: one that was deleted and computed again is newer than what an online store still holds.
+        return self._read_generation(view) + 1 if self._read_generation(view) else int(time.time())
+
+    def _write_generation(self, view: FeatureView, generation: int) -> None:
+        path = self.folder(view) / "_generation"
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(str(generation))
+        _sync(temporary)
+        temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _flock(path: Path, mode: int) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, mode)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def micros_or_none(instant: datetime | None) -> int | None:
+    """Return an instant as UTC microseconds, keeping None."""
+    return None if instant is None else to_micros(instant)
