@@ -1,0 +1,139 @@
+"""
+The HTTP application: what a request passes through on its way to a route, and the server around it.
+
+Knows FastAPI and uvicorn. Knows no Dagster, no DuckDB and no Parquet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from feature_platform.api import schemas
+from feature_platform.api.auth import BearerAuth, check_binding
+from feature_platform.api.metrics import MetricsMiddleware
+from feature_platform.api.problems import Problem, problem_of
+from feature_platform.api.protocol import BoundedHeadProtocol
+from feature_platform.api.routes import PlainRoute, Reader, add_routes
+from feature_platform.errors import FeaturePlatformError
+from feature_platform.online.store import OnlineStore, open_online_store
+from feature_platform.registry import Registry
+from feature_platform.settings import Settings
+
+__all__ = ["create_app", "serve"]
+
+
+def create_app(registry: Registry, settings: Settings, store: OnlineStore | None = None) -> FastAPI:
+    """
+    Return the ASGI application.
+
+    Args:
+        registry: What may be asked for.
+        settings: `project`, `api_token`, the bounds and, unless `store` is given, where the online store is.
+        store: Read from, and left open; without it the app opens one of its own and closes it.
+
+    Raises:
+        SettingsError: The token is empty, or the store's URL is malformed.
+    """
+    check_binding(settings, "localhost")
+    reader = Reader(registry, settings, open_online_store(settings) if store is None else store)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # The embedded server takes half a second to start: better now than in the first request. Without it, /ready says so.
+        with contextlib.suppress(FeaturePlatformError):
+            await asyncio.to_thread(reader.store.ping)
+        yield
+        if store is None:
+            await reader.store.aclose()
+
+    app = _Application(
+        title=f"Features of {settings.project}",
+        version="1",
+        description="The newest value of every declared feature, by entity.",
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.schemas = schemas.components(registry)
+    app.router.route_class = PlainRoute
+    app.add_exception_handler(Problem, _answer_problem)
+    app.add_exception_handler(FeaturePlatformError, _answer_platform_error)
+    app.add_exception_handler(HTTPException, _answer_http_exception)
+    app.add_exception_handler(Exception, _answer_defect)
+    add_routes(app, registry, reader)
+    if settings.api_token is not None:
+        app.add_middleware(BearerAuth, token=settings.api_token)
+    app.add_middleware(MetricsMiddleware, metrics=reader.metrics)
+    return app
+
+
+def serve(
+    registry: Registry, settings: Settings, *, host: str | None = None, port: int | None = None, store: OnlineStore | None = None
+) -> None:
+    """
+    Serve until a signal ends it, in one process.
+
+    Args:
+        registry: What may be asked for.
+        settings: See `create_app`; `api_host` and `api_port` unless given here.
+        host: Address to bind.
+        port: Port to bind.
+        store: See `create_app`.
+
+    Raises:
+        SettingsError: The address is not loopback and there is no token.
+    """
+    host = settings.api_host if host is None else host
+    check_binding(settings, host)
+    uvicorn.run(
+        create_app(registry, settings, store),
+        host=host,
+        port=settings.api_port if port is None else port,
+        http=BoundedHeadProtocol,
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=5,
+    )
+
+
+class _Application(FastAPI):
+    """FastAPI whose OpenAPI holds the schemas of the registry."""
+
+    schemas: Mapping[str, schemas.JsonSchema]
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the document, made once."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            document.setdefault("components", {}).setdefault("schemas", {}).update(self.schemas)
+        return super().openapi()
+
+
+async def _answer_problem(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)  # noqa: S101 - tells mypy what the registration says
+    return error.response()
+
+
+async def _answer_platform_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, FeaturePlatformError)  # noqa: S101 - as above
+    return problem_of(error).response()
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - as above
+    detail = f"{request.method} {request.url.path} is not answered here: {error.detail}.\nSee /docs."
+    return Problem(error.status_code, detail, headers=error.headers).response()
+
+
+async def _answer_defect(_: Request, __: Exception) -> Response:
+    return Problem(500, "this is a defect of the server; its log has the traceback.").response()

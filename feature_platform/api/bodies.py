@@ -1,0 +1,104 @@
+"""
+Request bodies: bounded in size, strict in JSON.
+
+Knows bytes. Knows nothing of what a body means.
+"""
+
+from __future__ import annotations
+
+import json
+
+from starlette.requests import Request
+
+from feature_platform.api.problems import Problem
+
+__all__ = ["JsonObject", "read_object"]
+
+JsonObject = dict[str, object]
+
+
+async def read_object(request: Request, *, max_bytes: int) -> JsonObject:
+    """
+    Return the JSON object that is a request's body.
+
+    Raises:
+        Problem: 413 (too large, declared or streamed), 415 (not JSON, or compressed), or 400 (malformed).
+    """
+    headers = request.headers
+    media_type = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if media_type != "application/json" and not (media_type.startswith("application/") and media_type.endswith("+json")):
+        detail = f"a body of type {media_type!r} is not understood.\nSend JSON, with the header Content-Type: application/json."
+        raise Problem(415, detail, suggestion="application/json")
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise Problem(415, "compressed bodies are not understood.\nSend the JSON as it is.", suggestion="identity")
+    return _parse(await _read(request, max_bytes))
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    declared = request.headers.get("content-length", "")
+    if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_bytes:
+        raise _too_large(max_bytes)
+    # A body in chunks declares no length, so what arrives is counted.
+    chunks, size, more = [], 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise Problem(400, "the client went away before its body was read.")
+        chunk: bytes = message.get("body", b"")
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        chunks.append(chunk)
+        more = message.get("more_body", False)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_large(max_bytes: int) -> Problem:
+    detail = f"the body is larger than {max_bytes} bytes.\nAsk for fewer entities at a time, or raise FEATURE_PLATFORM_MAX_BODY_BYTES."
+    # The rest of the body is not read, so the connection cannot carry another request.
+    return Problem(413, detail, headers={"Connection": "close"})
+
+
+def _parse(body: bytes) -> JsonObject:
+    try:
+        parsed = _DECODER.decode(body.decode("utf-8"))
+        if b"\\ud" in body or b"\\uD" in body:
+            json.dumps(parsed, ensure_ascii=False).encode("utf-8")  # half a surrogate pair is no text
+    except UnicodeError as exc:
+        raise _malformed("it is not UTF-8 text") from exc
+    except RecursionError as exc:
+        raise _malformed("it is nested too deep") from exc
+    except json.JSONDecodeError as exc:
+        raise _malformed(str(exc)) from exc
+    except ValueError as exc:  # CPython converts 4,300 digits at most: more take quadratic time
+        raise _malformed("a number has too many digits") from exc
+    if not isinstance(parsed, dict):
+        detail = f"the body is a JSON {_json_type(parsed)}, not an object.\nSend {{...}}, with a field for every join key."
+        raise Problem(422, detail, kind="invalid-request")
+    return parsed
+
+
+def _malformed(what: str) -> Problem:
+    return Problem(400, f"the body is not valid JSON: {what}.", kind="malformed-json")
+
+
+def _json_type(value: object) -> str:
+    names = {list: "array", str: "string", bool: "boolean", int: "number", float: "number"}
+    return names.get(type(value), "null")
+
+
+def _unique_pairs(pairs: list[tuple[str, object]]) -> JsonObject:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        # Parsers disagree on which of the two counts, and a proxy in front may have checked the other one.
+        raise _malformed(f"field {twice[:100]!r} stands there twice")
+    return fields
+
+
+def _no_constant(name: str) -> object:
+    raise _malformed(f"{name} is not in it; write it as a string")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_pairs, parse_constant=_no_constant)
