@@ -1,0 +1,285 @@
+"""
+The laws of time (L1 to L9), each held against brute force on random histories.
+
+Every example writes real Parquet, computes it with the real engine in a random order, and asks at random moments.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from feature_platform import Aggregate, Entity, Feature, FeatureStatus, FeatureStore, FeatureView, ParquetSource, Registry, Settings
+from feature_platform.online.codec import ViewCodec
+from feature_platform.online.memory import MemoryOnlineStore
+from feature_platform.testing import Answer, aggregate_state, event_answer, window_answer
+
+pytestmark = pytest.mark.law
+
+T0 = datetime(2026, 3, 28, tzinfo=UTC)  # daylight saving begins in Europe on the 29th
+HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
+HOURS = 14
+USERS = ["ann", "bob", "çem", "d,e"]
+SCHEMA = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("at", pa.timestamp("us", tz="UTC")),
+        ("known_at", pa.timestamp("us", tz="UTC")),
+        ("amount", pa.int64()),
+        ("price", pa.float64()),
+        ("genre", pa.string()),
+    ]
+)
+
+slow = settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+minutes = st.integers(0, HOURS * 60)
+lags = st.sampled_from([0, 0, 0, 1, 7, 59, 60, 61, 150, 400])
+
+
+@st.composite
+def watch_events(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Draw source rows: some at window bounds, some late, some without a key, some values NULL."""
+    rows = []
+    for _ in range(draw(st.integers(0, 25))):
+        at = T0 + draw(st.one_of(minutes, st.integers(0, HOURS).map(lambda hour: hour * 60))) * MINUTE
+        known_at = draw(st.one_of(st.none(), lags.map(lambda lag: at + lag * MINUTE)))
+        rows.append(
+            {
+                "user_id": draw(st.one_of(st.sampled_from(USERS), st.sampled_from([*USERS, None]))),
+                "at": at,
+                "known_at": known_at,
+                "amount": draw(st.one_of(st.none(), st.integers(-5, 5), st.sampled_from([2**53 + 1, -(2**53) - 1]))),
+                "price": draw(st.one_of(st.none(), st.floats(-1e6, 1e6))),
+                "genre": draw(st.sampled_from(["drama", "horror", None])),
+            }
+        )
+    return rows
+
+
+@st.composite
+def moments(draw: st.DrawFn) -> list[datetime]:
+    """Draw the times asked about: anywhere, and exactly at and just before bounds."""
+    near = st.builds(lambda m, us: T0 + m * MINUTE + timedelta(microseconds=us), minutes, st.sampled_from([-1, 0, 1]))
+    return draw(st.lists(st.one_of(near, st.integers(0, HOURS + 5).map(lambda h: T0 + h * HOUR)), min_size=1, max_size=12))
+
+
+@st.composite
+def orders(draw: st.DrawFn) -> list[tuple[int, int]]:
+    """Draw ranges of hourly windows to compute, in any order, with gaps, overlaps and repetition."""
+    return draw(st.lists(st.tuples(st.integers(0, HOURS - 1), st.integers(1, 6)), min_size=1, max_size=7))
+
+
+def write_source(root: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the rows as two files, so that a source is more than one."""
+    folder = root / "source"
+    folder.mkdir(exist_ok=True)
+    for index in (0, 1):
+        pq.write_table(pa.Table.from_pylist(rows[index::2], schema=SCHEMA), folder / f"{index}.parquet")
+
+
+def asked(view: FeatureView, times: list[datetime]) -> pa.Table:
+    """Return an entity row for every user (one unknown, one NULL) and time, with a label that must pass through."""
+    rows = [{"user_id": user, "event_timestamp": at} for at in times for user in [*USERS, "zoe", None]]
+    table = pa.Table.from_pylist(rows, schema=pa.schema([("user_id", pa.string()), ("event_timestamp", pa.timestamp("us", tz="UTC"))]))
+    return table.append_column("label", pa.array(range(len(rows))))
+
+
+def offline_answers(store: FeatureStore, view: FeatureView, entity_df: pa.Table, **options: Any) -> list[dict[str, Answer]]:
+    """Return what the point-in-time join answers, a dict a row, after checking L1."""
+    names = [f"{view.name}:{name}" for name in view.feature_by_name]
+    result = store.get_historical_features(entity_df, names, statuses=True, **options).to_arrow()
+    assert result.select(entity_df.column_names).equals(entity_df), "L1: rows, order and input columns are untouched"
+    plain = store.get_historical_features(entity_df, names, **options).to_arrow()
+    assert plain.equals(result.select(plain.column_names)), "statuses only add columns"
+    return [
+        {name: Answer(row[name], FeatureStatus(row[f"{name}__status"])) for name in view.feature_by_name} for row in result.to_pylist()
+    ]
+
+
+def same(expected: Answer, found: Answer) -> bool:
+    """Compare answers; sums of floats may differ in the last bits, by the order of addition."""
+    if isinstance(expected.value, float) and isinstance(found.value, float):
+        return expected.status == found.status and found.value == pytest.approx(expected.value, rel=1e-9, abs=1e-9)
+    return expected == found
+
+
+def assert_online_is_offline(store: FeatureStore, view: FeatureView, times: list[datetime]) -> None:
+    """L6: after materializing at each M in turn, an online read equals the join at the greatest M so far, ttl judged at the read."""
+    newest: datetime | None = None
+    for moment in times[:4]:
+        store.materialize(view.name, now=moment)
+        newest = moment if newest is None else max(newest, moment)
+        known = offline_answers(store, view, asked(view, [newest]))
+        rows = [{"user_id": user} for user in [*USERS, "zoe"]]
+        if not store.online.get_many([ViewCodec("feature_platform", view).meta_key])[0]:
+            assert {answer.status for row in known for answer in row.values()} == {FeatureStatus.NOT_FOUND}, "nothing existed yet"
+            continue
+        online = store.get_online_features([f"{view.name}:{name}" for name in view.feature_by_name], rows, now=newest)
+        for expected, found in zip(known, online.rows, strict=False):
+            for name in view.feature_by_name:
+                value = found[name]
+                assert same(expected[name], Answer(value.value, value.status)), (view.name, newest, name)
+
+
+def source(*, created: bool) -> ParquetSource:
+    """Return the declared source, with or without a time of knowledge."""
+    return ParquetSource("watches", "source/*.parquet", timestamp="at", created_timestamp="known_at" if created else None)
+
+
+user = Entity("user", join_keys={"user_id": str})
+delays = st.sampled_from([timedelta(0), timedelta(0), 30 * MINUTE, 2 * HOUR])
+extra_ttls = st.sampled_from([None, timedelta(0), 20 * MINUTE, 3 * HOUR])
+
+
+@slow
+@given(rows=watch_events(), order=orders(), times=moments(), delay=delays, ttl=extra_ttls, created=st.booleans())
+def test_aggregates_answer_like_brute_force(
+    rows: list[dict[str, Any]], order: list[tuple[int, int]], times: list[datetime], delay: timedelta, ttl: timedelta | None, created: bool
+) -> None:
+    """L2, L3, L7, L8, L9: aggregates at any moment, computed in any order, are what counting by hand gives."""
+    view = FeatureView(
+        "activity",
+        entity=user,
+        sources=[source(created=created)],
+        features=[
+            Aggregate("n3", "count", window=3 * HOUR),
+            Aggregate("n_amount", "count", column="amount", window=2 * HOUR),
+            Aggregate("total", "sum", column="amount", dtype=int, window=5 * HOUR),
+            Aggregate("spent", "sum", column="price", window=90 * MINUTE, default=-1.0),
+            Aggregate("mean_price", "mean", column="price", window=3 * HOUR),
+            Aggregate("low", "min", column="price", window=4 * HOUR),
+            Aggregate("high", "max", column="amount", dtype=int, window=2 * HOUR),
+            Aggregate("horrors", "count", window=6 * HOUR, where="genre = 'horror'"),
+            Aggregate("genres", "count_distinct", column="genre", window=3 * HOUR),
+        ],
+        schedule="@hourly",
+        start=T0,
+        delay=delay,
+        ttl=None if ttl is None else HOUR + delay + ttl,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        write_source(Path(folder), rows)
+        ends = set()
+        with FeatureStore(Registry([view]), Settings(root=Path(folder)), online=MemoryOnlineStore()) as store:
+            for first, length in order:
+                reports = store.compute(start=T0 + first * HOUR, end=T0 + (first + length) * HOUR, now=T0 + (HOURS + 6) * HOUR)
+                ends |= {report.window.end for report in reports}
+            entity_df = asked(view, times)
+            answers = offline_answers(store, view, entity_df)
+            states = {end: aggregate_state(view, rows, end, where={"horrors": lambda row: row["genre"] == "horror"}) for end in ends}
+            for row, answer in zip(entity_df.to_pylist(), answers, strict=True):
+                for name in view.feature_by_name:
+                    expected = window_answer(view, ends, states.__getitem__, (row["user_id"],), name, row["event_timestamp"])
+                    assert same(expected, answer[name]), (row, name, expected, answer[name])
+            assert_online_is_offline(store, view, times)
+
+
+@slow
+@given(rows=watch_events(), order=orders(), times=moments(), delay=delays, ttl=extra_ttls, created=st.booleans())
+def test_snapshots_answer_like_brute_force(
+    rows: list[dict[str, Any]], order: list[tuple[int, int]], times: list[datetime], delay: timedelta, ttl: timedelta | None, created: bool
+) -> None:
+    """L2, L3, L7, L8, L9: a snapshot is the state of its window, and a key that it leaves out has no value from then on."""
+    lookback = 2 * HOUR
+    view = FeatureView(
+        "profile",
+        entity=user,
+        sources=[source(created=created)],
+        lookback=lookback,
+        query="select user_id, count(*) as n, max(amount) as top, max(genre) as genre from watches group by user_id",
+        features=[Feature("n", int, default=0), Feature("top", int), Feature("genre", str, default="none")],
+        schedule="@hourly",
+        start=T0,
+        delay=delay,
+        ttl=None if ttl is None else HOUR + delay + ttl,
+    )
+
+    def state_at(end: datetime) -> dict[tuple[Any, ...], dict[str, Any]]:
+        known = [r for r in rows if not created or r["known_at"] is None or r["known_at"] <= end + delay]
+        inside = [r for r in known if end - HOUR - lookback <= r["at"] < end and r["user_id"] is not None]
+        state = {}
+        for name in {r["user_id"] for r in inside}:
+            mine = [r for r in inside if r["user_id"] == name]
+            state[(name,)] = {
+                "n": len(mine),
+                "top": max((r["amount"] for r in mine if r["amount"] is not None), default=None),
+                "genre": max((r["genre"] for r in mine if r["genre"] is not None), default=None),
+            }
+        return state
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_source(Path(folder), rows)
+        ends = set()
+        with FeatureStore(Registry([view]), Settings(root=Path(folder)), online=MemoryOnlineStore()) as store:
+            for first, length in order[:3]:
+                reports = store.compute(start=T0 + first * HOUR, end=T0 + (first + length) * HOUR, now=T0 + (HOURS + 6) * HOUR)
+                ends |= {report.window.end for report in reports}
+            entity_df = asked(view, times)
+            answers = offline_answers(store, view, entity_df)
+            for row, answer in zip(entity_df.to_pylist(), answers, strict=True):
+                for name in view.feature_by_name:
+                    expected = window_answer(view, ends, state_at, (row["user_id"],), name, row["event_timestamp"])
+                    assert same(expected, answer[name]), (row, name, expected, answer[name])
+            assert_online_is_offline(store, view, times)
+
+
+@slow
+@given(
+    rows=watch_events(),
+    times=moments(),
+    delay=delays,
+    ttl=extra_ttls,
+    created=st.booleans(),
+    schedule=st.sampled_from(["0 */6 * * *", None]),
+    as_of=st.sampled_from(["known", "latest"]),
+)
+def test_event_views_answer_like_brute_force(
+    rows: list[dict[str, Any]],
+    times: list[datetime],
+    delay: timedelta,
+    ttl: timedelta | None,
+    created: bool,
+    schedule: str | None,
+    as_of: str,
+) -> None:
+    """L2, L3, L4, L8: the newest visible row wins, as a whole, its NULLs too, whatever the order of event and knowledge."""
+    view = FeatureView(
+        "last_watch",
+        entity=user,
+        sources=[source(created=created)],
+        query=f"select user_id, \"at\" as event_timestamp{', known_at as created_timestamp' if created else ''}, genre, amount from watches",
+        features=[Feature("genre", str, default="none"), Feature("amount", int)],
+        schedule=schedule,
+        start=T0 if schedule else None,
+        delay=delay,
+        ttl=None if ttl is None else MINUTE + delay + ttl,
+    )
+    unique: dict[Any, dict[str, Any]] = {}
+    for row in rows:  # full ties: the row that is greatest by the remaining columns stays
+        identity = (row["user_id"], row["at"], row["known_at"] if created else None)
+        rank = lambda r: tuple((r[name] is not None, r[name] if r[name] is not None else 0) for name in ("genre", "amount"))  # noqa: E731
+        unique[identity] = max([row, unique.get(identity, row)], key=rank)
+    history = [
+        {"user_id": r["user_id"], "event_timestamp": r["at"], "created_timestamp": r["known_at"] if created else None, "genre": r["genre"], "amount": r["amount"]}
+        for r in unique.values()
+        if r["user_id"] is not None
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        write_source(Path(folder), rows)
+        with FeatureStore(Registry([view]), Settings(root=Path(folder)), online=MemoryOnlineStore()) as store:
+            store.compute(now=T0 + 24 * HOUR)
+            entity_df = asked(view, times)
+            answers = offline_answers(store, view, entity_df, as_of=as_of)
+            for row, answer in zip(entity_df.to_pylist(), answers, strict=True):
+                for name in view.feature_by_name:
+                    expected = event_answer(view, history, (row["user_id"],), name, row["event_timestamp"], as_of=as_of)
+                    assert same(expected, answer[name]), (row, name, expected, answer[name])
+            assert_online_is_offline(store, view, times)
