@@ -27,7 +27,7 @@ from feature_platform.online.store import OnlineStore, open_online_store
 from feature_platform.registry import Registry
 from feature_platform.settings import Settings
 
-__all__ = ["create_app", "serve"]
+__all__ = ["create_app", "serve", "server_config"]
 
 
 def create_app(registry: Registry, settings: Settings, store: OnlineStore | None = None) -> FastAPI:
@@ -92,10 +92,16 @@ def serve(
     """
     host = settings.api_host if host is None else host
     check_binding(settings, host)
-    uvicorn.run(
-        create_app(registry, settings, store),
+    port = settings.api_port if port is None else port
+    uvicorn.Server(server_config(create_app(registry, settings, store), host=host, port=port)).run()
+
+
+def server_config(app: FastAPI, *, host: str, port: int) -> uvicorn.Config:
+    """Return how an app is served: heads bounded, no WebSockets, no line per request in the log."""
+    return uvicorn.Config(
+        app,
         host=host,
-        port=settings.api_port if port is None else port,
+        port=port,
         http=BoundedHeadProtocol,
         ws="none",
         lifespan="on",

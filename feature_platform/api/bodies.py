@@ -7,6 +7,7 @@ Knows bytes. Knows nothing of what a body means.
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 from starlette.requests import Request
 
@@ -90,8 +91,7 @@ def _json_type(value: object) -> str:
 def _unique_pairs(pairs: list[tuple[str, object]]) -> JsonObject:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         # Parsers disagree on which of the two counts, and a proxy in front may have checked the other one.
         raise _malformed(f"field {twice[:100]!r} stands there twice")
     return fields

@@ -6,10 +6,11 @@ Knows the registry and JSON values. Knows neither HTTP nor the online store.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Final
 
 from feature_platform.api.bodies import JsonObject
@@ -32,6 +33,7 @@ _OPTIONS: Final = ("features", "feature_service", "entities", "full_feature_name
 _SERVICE_OPTIONS: Final = ("entities", "metadata")
 _LONGEST_REFERENCE: Final = 201  # two names of at most 100 letters, and the colon
 _SHAPES_KEPT: Final = 256
+_FIELDS_COMPARED: Final = 20
 
 _instant = resolve(datetime).to_json or str
 Convert = Callable[[Any], Any]
@@ -135,8 +137,8 @@ class WireForms:
                 raise _invalid("feature_service is not a string.\nName one service.", "feature_service")
             return self._shape_of(service[:_LONGEST_REFERENCE], full_feature_names=full_feature_names)
         if "features" not in body:
-            meant = [name for name in body if name not in _OPTIONS and nearest(name, ["features", "feature_service"])]
-            said = f"\nDid you mean 'features' by {meant[0]!r}?" if meant else ""
+            meant = _meant(body, "features")
+            said = f"\nDid you mean it by {meant!r}?" if meant else ""
             raise _invalid(f"no features are asked for.\nSend features (a list of names) or feature_service.{said}", "features")
         features = body["features"]
         if not isinstance(features, list) or not all(isinstance(one, str) for one in features):
@@ -240,6 +242,8 @@ def _flag(body: JsonObject, name: str) -> bool:
 def _value(parse: Convert, value: object, field: str) -> object:
     if value is None:
         raise _invalid(f"{field} is null.\nA join key has a value: leave the row out.", field)
+    if isinstance(value, (list, dict)):  # no key's value has parts, and repeating one in a message could nest too deep
+        raise _invalid(f"{field} is {'a list' if isinstance(value, list) else 'an object'}, not one value.", field)
     try:
         return parse(value)
     except DtypeError as exc:
@@ -250,11 +254,16 @@ def _check_names(sent: Mapping[str, object], keys: Mapping[str, Convert], option
     unknown = [name for name in sent if name not in keys]
     for name in keys:
         if name not in sent:
-            meant = next((other for other in unknown if nearest(other, [name])), None)
+            meant = _meant(unknown, name)
             said = f"\nDid you mean it by {prefix + meant!r}?" if meant else f"\nThe features asked for need: {', '.join(keys)}."
             raise _invalid(f"join key {prefix + name!r} is missing.{said}", prefix + name, name if meant else None)
     if unknown:
         raise _unknown(unknown[0], [*keys, *options], prefix)
+
+
+def _meant(sent: Iterable[str], wanted: str) -> str | None:
+    """Return the field that was probably meant by another; only the first few are looked at, for a body may have 100,000."""
+    return next((name for name in islice(sent, _FIELDS_COMPARED) if nearest(name, [wanted])), None)
 
 
 def _unknown(name: str, known: list[str], prefix: str) -> Problem:
