@@ -1,0 +1,263 @@
+"""
+The address of a Redis: what URLs mean, and clients tuned for serving.
+
+redis-py's defaults suit a worker, not a server of requests: a frozen Redis blocks a call for 40 s, a dead one for 3.7 s
+(ten retries with a backoff). Here timeouts are short and there is one retry, which a restarted server costs. Knows no keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from urllib.parse import unquote
+
+import redis.asyncio
+from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio.cluster import ClusterNode as AsyncClusterNode
+from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.asyncio.sentinel import Sentinel as AsyncSentinel
+from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode, RedisCluster
+from redis.connection import UnixDomainSocketConnection, parse_url
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    MaxConnectionsError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from feature_platform.errors import OnlineStoreError, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["CLIENT_ERRORS", "Address", "Tuning", "aclose", "close", "explain"]
+
+CLIENT_ERRORS: Final = (RedisError, RedisClusterException, OSError)
+"""All that a redis-py client raises when a server does not answer or refuses."""
+
+Client: TypeAlias = Any
+"""A redis-py client, of one server or a cluster, blocking or async: their types have no common ground."""
+
+_FORMS = (
+    "Write redis://[user:password@]host:port/0, rediss://... (TLS), unix:///path/to.sock, redis+cluster://host:port,host:port "
+    "or redis+sentinel://host:port,host:port/service/0."
+)
+_SCHEMES = frozenset({"redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel"})
+_PORTS = {"sentinel": 26379}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """
+    How long a client waits, and how many connections it holds.
+
+    Attributes:
+        timeout_seconds: For one answer; it is asked once more before the call fails.
+        connect_timeout_seconds: For a connection.
+        max_connections: At most; a call waits for a free one, no longer than for an answer.
+    """
+
+    timeout_seconds: float
+    connect_timeout_seconds: float
+    max_connections: int
+
+    def options(self) -> dict[str, Any]:
+        """Return redis-py's names for it."""
+        return {"socket_timeout": self.timeout_seconds, "socket_connect_timeout": self.connect_timeout_seconds}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """
+    Where a Redis is.
+
+    Attributes:
+        kind: One server, a cluster, or the primary that sentinels name.
+        shown: For messages: no user, no password.
+        options: redis-py's connection arguments.
+        nodes: Host and port of cluster nodes or sentinels.
+        service: The name that the sentinels know the primary by.
+    """
+
+    kind: Literal["server", "cluster", "sentinel"]
+    shown: str
+    options: Mapping[str, Any] = field(repr=False)
+    nodes: tuple[tuple[str, int], ...] = ()
+    service: str = ""
+
+    @classmethod
+    def of_socket(cls, path: Path) -> Address:
+        """Return the address of a unix socket."""
+        return cls("server", str(path), {"connection_class": UnixDomainSocketConnection, "path": str(path)})
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """
+        Read a URL; further redis-py arguments may follow a `?`, as in `?socket_timeout=2&ssl_ca_certs=ca.pem`.
+
+        Raises:
+            SettingsError: It is malformed; the message does not repeat it, for it may hold a password.
+        """
+        scheme, _, rest = url.partition("://")
+        if scheme not in _SCHEMES:
+            message = f"redis_url begins with {scheme.split(':')[0][:20]!r}, which is no scheme of Redis.\n{_FORMS}"
+            raise SettingsError(message, field="redis_url")
+        try:
+            return cls._parse(scheme, rest)
+        except (ValueError, TypeError) as exc:
+            reason = exc if isinstance(exc, _MalformedError) else "it cannot be read"
+        message = f"redis_url is malformed: {reason}.\n{_FORMS}"
+        raise SettingsError(message, field="redis_url")
+
+    @classmethod
+    def _parse(cls, scheme: str, rest: str) -> Address:
+        base, _, topology = scheme.partition("+")
+        if base == "unix":
+            options = _options(f"unix://{rest}")
+            return cls("server", str(options.get("path", "")), options)
+        location, question, query = rest.partition("?")
+        authority, _, path = location.partition("/")
+        login, at, hosts = authority.rpartition("@")
+        service, database = _path(path, topology)
+        if "," in hosts and not all(hosts.split(",")):
+            raise _MalformedError("a host is empty")
+        each = [_options(f"{base}://{login}{at}{host}/{database}{question}{query}") for host in hosts.split(",")]
+        nodes = tuple((options.get("host", "localhost"), options.get("port", _PORTS.get(topology, 6379))) for options in each)
+        shown = f"{scheme}://" + ",".join(f"{host}:{port}" for host, port in nodes)
+        options = each[0]
+        if not topology:
+            if len(nodes) > 1:
+                raise _MalformedError("several hosts need redis+cluster:// or redis+sentinel://")
+            return cls("server", shown, options)
+        options = {name: value for name, value in options.items() if name not in {"host", "port"}}
+        if options.pop("connection_class", None) is not None:
+            options["ssl"] = True
+        if topology == "sentinel":
+            return cls("sentinel", f"{shown}/{service}", options, nodes, service)
+        if options.pop("db", 0):
+            raise _MalformedError("a cluster has only database 0")
+        return cls("cluster", shown, options, nodes)
+
+    def client(self, tuning: Tuning) -> Client:
+        """
+        Return a client that has not connected yet, except to a cluster, whose slots it asks for.
+
+        redis-py's pools for clusters and sentinels refuse what is over their limit instead of waiting, so there the number
+        of threads is the limit.
+        """
+        options = {**tuning.options(), **self.options}
+        retry = Retry(NoBackoff(), 1)
+        if self.kind == "cluster":
+            nodes = [ClusterNode(host, port) for host, port in self.nodes]  # type: ignore[no-untyped-call]
+            return RedisCluster(startup_nodes=nodes, retry=retry, **options)
+        if self.kind == "sentinel":
+            sentinel: Any = Sentinel(self.nodes, sentinel_kwargs=tuning.options(), **options)  # type: ignore[no-untyped-call]
+            return sentinel.master_for(self.service, retry=retry)
+        pool = redis.BlockingConnectionPool(  # type: ignore[no-untyped-call]
+            **{"max_connections": tuning.max_connections, "timeout": tuning.timeout_seconds, "retry": retry, **options}
+        )
+        return redis.Redis.from_pool(pool)
+
+    def async_client(self, tuning: Tuning) -> Client:
+        """
+        Return a client that belongs to the running event loop and has not connected yet.
+
+        For the reason above, no more than `max_connections` calls at once may ask a cluster, or what sentinels name.
+        """
+        options = {**tuning.options(), **self.options}
+        retry = AsyncRetry(NoBackoff(), 1)
+        if self.kind == "cluster":
+            nodes = [AsyncClusterNode(host, port) for host, port in self.nodes]
+            return AsyncRedisCluster(startup_nodes=nodes, retry=retry, **{"max_connections": tuning.max_connections, **options})
+        if self.kind == "sentinel":
+            sentinel: Any = AsyncSentinel(self.nodes, sentinel_kwargs=tuning.options(), **options)  # type: ignore[no-untyped-call]
+            return sentinel.master_for(self.service, retry=retry, max_connections=tuning.max_connections)
+        # parse_url names the blocking classes; the async ones have the same names.
+        options["connection_class"] = getattr(redis.asyncio, options.get("connection_class", redis.Connection).__name__)
+        pool = redis.asyncio.BlockingConnectionPool(
+            **{"max_connections": tuning.max_connections, "timeout": tuning.timeout_seconds, "retry": retry, **options}
+        )
+        return AsyncRedis.from_pool(pool)
+
+
+def close(client: Client) -> None:
+    """Close a client's connections, those to sentinels too, which redis-py leaves to us."""
+    client.close()
+    if (sentinel := _sentinel(client)) is not None:
+        sentinel.close()
+
+
+async def aclose(client: Client) -> None:
+    """Close an async client's connections likewise."""
+    await client.aclose()
+    if (sentinel := _sentinel(client)) is not None:
+        await sentinel.aclose()
+
+
+def _sentinel(client: Client) -> Any:  # noqa: ANN401 - blocking or async
+    return getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
+
+
+class _MalformedError(ValueError):
+    """What is wrong with a URL, in words that hold no secret."""
+
+
+def _path(path: str, topology: str) -> tuple[str, str]:
+    """Return the service and the database of a URL's path."""
+    service, _, database = path.partition("/") if topology == "sentinel" else ("", "", path)
+    if topology == "sentinel" and not service:
+        raise _MalformedError("the name of the sentinels' service is missing")
+    if database and not database.isdecimal():
+        raise _MalformedError("the database after the last '/' is not a number")
+    return unquote(service), database
+
+
+def _options(url: str) -> dict[str, Any]:
+    """Return redis-py's connection arguments for a plain URL."""
+    options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+    options.pop("decode_responses", None)  # values are bytes
+    # A connection object refuses an argument that it does not know; without this the first request would find out.
+    known = {name: value for name, value in options.items() if name not in {"connection_class", "max_connections", "timeout"}}
+    try:
+        options.get("connection_class", redis.Connection)(**known)
+    except (TypeError, RedisError) as exc:
+        raise _MalformedError("redis-py does not know an argument after the '?', or its value") from exc
+    return options
+
+
+def explain(error: Exception, what: str, where: str) -> OnlineStoreError:
+    """Return the error of ours that says what failed, where, and what to do."""
+    match error:
+        case AuthenticationError() | AuthorizationError() | NoPermissionError():
+            how, advice = "it refused the login", "Check user, password and permissions in FEATURE_PLATFORM_REDIS_URL."
+        case OutOfMemoryError():
+            how, advice = "it is out of memory; reads go on", "Raise its maxmemory, or drop views that nobody reads."
+        case ReadOnlyError():
+            how, advice = "it is a replica", "Point FEATURE_PLATFORM_REDIS_URL at the primary, or at the sentinels."
+        case BusyLoadingError():
+            how, advice = "it is still loading its data", "Try again in a moment."
+        case MaxConnectionsError():
+            how, advice = "every connection is in use", "Raise max_connections, or run more processes."
+        case RedisTimeoutError() | TimeoutError():
+            how, advice = "it did not answer in time", "See whether the server is overloaded or frozen, then try again."
+        case RedisConnectionError() | RedisClusterException() | OSError():
+            how, advice = f"it cannot be reached ({_brief(error)})", "See whether the server runs and FEATURE_PLATFORM_REDIS_URL names it."
+        case _:
+            how, advice = f"it answered {_brief(error)!r}", "See the server's log."
+    return OnlineStoreError(f"cannot {what}, online store {where}: {how}.\n{advice}")
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).strip().rstrip(".") or type(error).__name__)[:300]

@@ -1,0 +1,315 @@
+"""
+An online store in a Redis (or Valkey) server, a cluster of them, or what sentinels name.
+
+Knows redis-py and the Lua of `scripts.py`. Knows no dtype, and no `import redis` of its own: that is `connections.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar
+
+from redis.exceptions import NoScriptError
+
+from feature_platform.online import connections
+from feature_platform.online.connections import CLIENT_ERRORS, Address, Tuning, explain
+from feature_platform.online.layout import key_pattern
+from feature_platform.online.scripts import KEYS_PER_CALL, PUT, SWEEP, Script
+from feature_platform.online.store import WriteCounts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from types import TracebackType
+
+__all__ = ["RedisOnlineStore"]
+
+T = TypeVar("T")
+Client: TypeAlias = Any
+Call: TypeAlias = "tuple[list[bytes], list[bytes]]"
+
+_KEYS_PER_READ: Final = 10_000
+_KEYS_PER_TRIP: Final = 2_000
+_SCAN_COUNT: Final = 1_000
+
+
+class RedisOnlineStore:
+    """
+    An `OnlineStore` over redis-py; threads may share it, and event loops its async half, one at a time.
+
+    Args:
+        address: Made by `from_url`.
+        read_timeout_seconds: For the answer to one read; it is asked once more before the call fails.
+        write_timeout_seconds: For the answer to one trip of a bulk write.
+        connect_timeout_seconds: For a connection.
+        max_connections: For reads, blocking and async each.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        read_timeout_seconds: float = 0.5,
+        write_timeout_seconds: float = 30.0,
+        connect_timeout_seconds: float = 0.5,
+        max_connections: int = 32,
+    ) -> None:
+        self._address = address
+        self._tuning = {
+            "read": Tuning(
+                timeout_seconds=read_timeout_seconds, connect_timeout_seconds=connect_timeout_seconds, max_connections=max_connections
+            ),
+            "write": Tuning(timeout_seconds=write_timeout_seconds, connect_timeout_seconds=connect_timeout_seconds, max_connections=4),
+        }
+        self._clients: dict[str, Client] = {}
+        self._async: _LoopClient | None = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        *,
+        read_timeout_seconds: float = 0.5,
+        write_timeout_seconds: float = 30.0,
+        connect_timeout_seconds: float = 0.5,
+        max_connections: int = 32,
+    ) -> RedisOnlineStore:
+        """
+        Return the store at a URL, not connected yet.
+
+        Args:
+            url: `redis://[user:password@]host:port/0`, `rediss://...` (TLS), `unix:///path/to.sock`,
+                `redis+cluster://host:port,host:port` (any of the nodes), or
+                `redis+sentinel://host:port,host:port/service/0`; the last two also as `rediss+...`.
+                redis-py's connection arguments may follow a `?`.
+            read_timeout_seconds: See the class.
+            write_timeout_seconds: See the class.
+            connect_timeout_seconds: See the class.
+            max_connections: See the class.
+
+        Raises:
+            SettingsError: The URL is malformed.
+        """
+        return RedisOnlineStore(
+            Address.parse(url),
+            read_timeout_seconds=read_timeout_seconds,
+            write_timeout_seconds=write_timeout_seconds,
+            connect_timeout_seconds=connect_timeout_seconds,
+            max_connections=max_connections,
+        )
+
+    def __repr__(self) -> str:
+        """Name the address, without user and password."""
+        return f"{type(self).__name__}({self._address.shown})"
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the value of each key, in order; metas that stand in front are read no later than what follows them."""
+        found: list[bytes | None] = []
+        for chunk in self._chunks(keys):
+            found += self._ask("read", "read", lambda client, chunk=chunk: self._mget(client)(chunk))  # type: ignore[misc]
+        return found
+
+    async def get_many_async(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the same without blocking the event loop."""
+        found: list[bytes | None] = []
+        for chunk in self._chunks(keys):
+            found += await self._mget_async(chunk)
+        return found
+
+    def put_many(self, items: Iterable[tuple[bytes, bytes]], *, expire_seconds: int | None = None) -> WriteCounts:
+        """Write every value that is not older than the one under its key."""
+        expire = b"0" if expire_seconds is None else b"%d" % max(expire_seconds, 1)
+        counts = WriteCounts()
+        trip: list[Call] = []
+        for batch in _batches(items, self._keys_per_call):
+            trip.append((list(batch), [expire, *batch.values()]))
+            if len(trip) * self._keys_per_call >= _KEYS_PER_TRIP:
+                counts = counts.plus(self._put(trip))
+                trip = []
+        return counts.plus(self._put(trip))
+
+    def put_meta(self, key: bytes, value: bytes, *, force: bool = False) -> bool:
+        """Write a view's meta unless a newer one is there; return whether it was written."""
+        if force:
+            self._ask("write", "write a view's meta", lambda client: client.set(key, value))
+            return True
+        # A meta begins with the head of a row, so the script that guards rows guards it too.
+        return self._put([([key], [b"0", value])]).skipped == 0
+
+    def sweep(self, project: str, entity: str, view: str, *, below_generation: int, before: int | None = None) -> int:
+        """Delete the values of one view that no reader counts any more; return how many, tombstones uncounted."""
+        arguments = [b"%d" % below_generation, b"" if before is None else struct.pack(">q", before)]
+        swept = 0
+        for keys in self._scan(key_pattern(project, entity, view)):
+            size = self._keys_per_call
+            calls = [(keys[start : start + size], arguments) for start in range(0, len(keys), size)]
+            swept += sum(self._ask("write", f"sweep view {view!r}", lambda client, calls=calls: _run(client, SWEEP, calls)))  # type: ignore[misc]
+        return swept
+
+    def ping(self) -> None:
+        """Return if the store answers."""
+        self._ask("read", "ping", lambda client: client.ping())
+
+    def close(self) -> None:
+        """Close the blocking connections; using the store again opens new ones."""
+        with self._lock:
+            clients, self._clients = self._clients, {}
+        for client in clients.values():
+            connections.close(client)
+
+    async def aclose(self) -> None:
+        """Close all connections; the async ones belong to the event loop that used them."""
+        self.close()
+        held, self._async = self._async, None
+        if held is not None and held.client is not None and held.loop is asyncio.get_running_loop():
+            await connections.aclose(held.client)
+
+    def __enter__(self) -> Self:
+        """Return the store; it connects when it is used."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close the store."""
+        self.close()
+
+    @property
+    def _keys_per_call(self) -> int:
+        # In a cluster all keys of a script must lie in one slot, and every entity has its own.
+        return 1 if self._address.kind == "cluster" else KEYS_PER_CALL
+
+    def _open(self) -> Address:
+        """Return the address to connect to; a store that has to start its server does so here."""
+        return self._address
+
+    def _revive(self, error: Exception) -> bool:  # noqa: ARG002 - a server on the network is not ours to start
+        """Say whether asking again may help, having done something about it."""
+        return False
+
+    def _client(self, kind: Literal["read", "write"]) -> Client:
+        with self._lock:
+            if kind not in self._clients:
+                self._clients[kind] = self._open().client(self._tuning[kind])
+            return self._clients[kind]
+
+    async def _asked(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        loop = asyncio.get_running_loop()
+        if self._async is None or self._async.loop is not loop:
+            self._async = _LoopClient(loop, asyncio.Semaphore(self._tuning["read"].max_connections), asyncio.Lock())
+        held = self._async
+        if held.client is None:
+            async with held.opening:  # redis-py's cluster client breaks when it meets its nodes twice at once
+                if held.client is None:
+                    client = (await asyncio.to_thread(self._open)).async_client(self._tuning["read"])
+                    await client.initialize()
+                    held.client = client
+        async with held.gate:
+            return await self._mget(held.client)(keys)  # type: ignore[no-any-return]
+
+    def _ask(self, kind: Literal["read", "write"], what: str, question: Callable[[Client], T]) -> T:
+        try:
+            return question(self._client(kind))
+        except CLIENT_ERRORS as exc:
+            if not self._revive(exc):
+                raise explain(exc, what, self._address.shown) from exc
+        try:
+            return question(self._client(kind))
+        except CLIENT_ERRORS as exc:
+            raise explain(exc, what, self._address.shown) from exc
+
+    async def _mget_async(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        try:
+            return await self._asked(keys)
+        except CLIENT_ERRORS as exc:
+            if not await asyncio.to_thread(self._revive, exc):
+                raise explain(exc, "read", self._address.shown) from exc
+        try:
+            return await self._asked(keys)
+        except CLIENT_ERRORS as exc:
+            raise explain(exc, "read", self._address.shown) from exc
+
+    def _mget(self, client: Client) -> Callable[[Sequence[bytes]], Any]:
+        return client.mget_nonatomic if self._address.kind == "cluster" else client.mget  # type: ignore[no-any-return]
+
+    def _chunks(self, keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+        start = 0
+        if self._address.kind == "cluster":
+            # Nodes answer in any order, so the metas (the keys without a brace) are asked for by themselves, first.
+            start = next((index for index, key in enumerate(keys) if b"{" in key), len(keys))
+            if start:
+                yield keys[:start]
+        for low in range(start, len(keys), _KEYS_PER_READ):
+            yield keys[low : low + _KEYS_PER_READ]
+
+    def _put(self, calls: list[Call]) -> WriteCounts:
+        counts = WriteCounts()
+        if calls:
+            for written, removed, skipped in self._ask("write", "write values", lambda client: _run(client, PUT, calls)):
+                counts = counts.plus(WriteCounts(written, removed, skipped))
+        return counts
+
+    def _scan(self, pattern: bytes) -> Iterator[list[bytes]]:
+        """Yield the keys that match, node by node; one that stays there throughout is found at least once."""
+        what = "look for a view's keys"
+
+        def nodes(client: Client) -> list[Client]:
+            if self._address.kind == "cluster":
+                return [client.get_redis_connection(node) for node in client.get_primaries()]
+            return [client]
+
+        for index in range(self._ask("write", what, lambda client: len(nodes(client)))):
+            cursor = 0
+            while True:
+                cursor, keys = self._ask(
+                    "write",
+                    what,
+                    lambda client, index=index, cursor=cursor: nodes(client)[index].scan(cursor, pattern, _SCAN_COUNT),  # type: ignore[misc]
+                )
+                if keys:
+                    yield keys
+                if cursor == 0:
+                    break
+
+
+@dataclass
+class _LoopClient:
+    """The async client of one event loop."""
+
+    loop: asyncio.AbstractEventLoop
+    gate: asyncio.Semaphore
+    opening: asyncio.Lock
+    client: Client = None
+
+
+def _batches(items: Iterable[tuple[bytes, bytes]], size: int) -> Iterator[dict[bytes, bytes]]:
+    """Cut items into calls; a key that comes again begins a new one, since a call compares with what was there before it."""
+    batch: dict[bytes, bytes] = {}
+    for key, value in items:
+        if len(batch) == size or key in batch:
+            yield batch
+            batch = {}
+        batch[key] = value
+    if batch:
+        yield batch
+
+
+def _run(client: Client, script: Script, calls: list[Call]) -> list[Any]:
+    """Run a script for each call in one trip, in order; a server that does not know the script is given it."""
+    replies: list[Any] = []
+    is_loaded = False
+    while True:
+        pipeline = client.pipeline(transaction=False)
+        for keys, arguments in calls[len(replies) :]:
+            pipeline.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
+        for reply in pipeline.execute(raise_on_error=False):
+            if isinstance(reply, NoScriptError) and not is_loaded:
+                break  # what follows it is sent again too: the order of writes is a promise
+            if isinstance(reply, Exception):
+                raise reply
+            replies.append(reply)
+        else:
+            return replies
+        client.script_load(script.source)
+        is_loaded = True

@@ -1,0 +1,131 @@
+"""
+The protocol of online stores: bytes under keys, of which the newer one wins.
+
+Knows no dtype and no server; `codec.py` makes the bytes, `redis.py`, `embedded.py` and `memory.py` hold them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from types import TracebackType
+
+    from feature_platform.settings import Settings
+
+__all__ = ["MEMORY_URL", "OnlineStore", "WriteCounts", "open_online_store"]
+
+MEMORY_URL = "memory://"
+
+
+class WriteCounts(NamedTuple):
+    """
+    What became of the values handed to `put_many`.
+
+    Tombstones that replaced nothing alive are in none of the three.
+
+    Attributes:
+        written: Values that are now the ones to read.
+        removed: Keys that had a value and now have a tombstone.
+        skipped: Values and tombstones that were older than what was there.
+    """
+
+    written: int = 0
+    removed: int = 0
+    skipped: int = 0
+
+    def plus(self, other: WriteCounts) -> WriteCounts:
+        """Return the sums."""
+        return WriteCounts(self.written + other.written, self.removed + other.removed, self.skipped + other.skipped)
+
+
+@runtime_checkable
+class OnlineStore(Protocol):
+    """
+    Where the newest values are read from.
+
+    Values begin with the head of `layout.py`. A value replaces the one under its key if its (generation, time) is not
+    less; at equal times the later write wins. Opens nothing until used; a context manager that closes itself.
+
+    Every method that asks a server raises OnlineStoreError where it does not answer, or refuses.
+    """
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the value of each key, in order; a key that stands before another is not read after it."""
+        ...
+
+    async def get_many_async(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the same without blocking the event loop."""
+        ...
+
+    def put_many(self, items: Iterable[tuple[bytes, bytes]], *, expire_seconds: int | None = None) -> WriteCounts:
+        """
+        Write every value that is not older than the one under its key.
+
+        Args:
+            items: Key and value; consumed as it is sent, so any number fits.
+            expire_seconds: Garbage collection, counted from the write. Whether a value is too old is judged by who reads it.
+        """
+        ...
+
+    def put_meta(self, key: bytes, value: bytes, *, force: bool = False) -> bool:
+        """Write a view's meta unless a newer one is there (`force`: even then); return whether it was written."""
+        ...
+
+    def sweep(self, project: str, entity: str, view: str, *, below_generation: int, before: int | None = None) -> int:
+        """
+        Delete the values of one view that no reader counts any more.
+
+        Args:
+            project: Of the keys.
+            entity: Of the keys.
+            view: Of the keys.
+            below_generation: Values of an earlier generation go.
+            before: Values of an earlier time (microseconds) go too.
+
+        Returns:
+            How many values went; tombstones go uncounted.
+        """
+        ...
+
+    def ping(self) -> None:
+        """Return if the store answers."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the blocking calls opened; using the store again opens it again."""
+        ...
+
+    async def aclose(self) -> None:
+        """Give back all that was opened; from the event loop that used it."""
+        ...
+
+    def __enter__(self) -> Self:
+        """Return the store."""
+        ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close the store."""
+        ...
+
+
+def open_online_store(settings: Settings) -> OnlineStore:
+    """
+    Return the store that the settings name: the embedded server, a Redis by URL, or memory (for tests).
+
+    Raises:
+        SettingsError: The URL is malformed.
+    """
+    # Each store is imported where it is wanted: the embedded one needs a wheel that a server on the network does not.
+    if settings.redis_url is None:
+        from feature_platform.online.embedded import EmbeddedOnlineStore  # noqa: PLC0415
+
+        return EmbeddedOnlineStore(settings.online_root)
+    if settings.redis_url == MEMORY_URL:
+        from feature_platform.online.memory import MemoryOnlineStore  # noqa: PLC0415
+
+        return MemoryOnlineStore()
+    from feature_platform.online.redis import RedisOnlineStore  # noqa: PLC0415
+
+    return RedisOnlineStore.from_url(settings.redis_url)
