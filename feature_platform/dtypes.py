@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from types import GenericAlias
-from typing import TYPE_CHECKING, Any, TypeAlias, get_args, get_origin
+from typing import Any, TypeAlias, get_args, get_origin
 
 import pyarrow as pa
 
 from feature_platform.errors import DtypeError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["MICROSECOND", "Dtype", "DtypeLike", "Value", "from_micros", "resolve", "to_micros"]
 
@@ -68,7 +66,9 @@ _ALIASES: dict[pa.DataType, pa.DataType] = {
     pa.date64(): pa.date32(),
     pa.timestamp("us"): pa.timestamp("us", tz="UTC"),
 }
-_SUPPORTED = "bool, int, float, str, bytes, date, datetime, Decimal, list[...] of these, a dict of names to dtypes, or a pyarrow DataType of these"
+_SUPPORTED = (
+    "bool, int, float, str, bytes, date, datetime, Decimal, list[...] of these, a dict of names to dtypes, or a pyarrow DataType of these"
+)
 _MAX_DECIMAL_DIGITS = 38
 
 
@@ -118,46 +118,9 @@ class Dtype:
         Raises:
             DtypeError: Names the value, its type and the dtype.
         """
-        if value is not None and not self._fits(value):
+        if not _is_of(self, value):
             message = f"{value!r} ({type(value).__name__}) is not of dtype {self}."
             raise DtypeError(message)
-
-    def _fits(self, value: Value) -> bool:
-        match self.family:
-            case "int":
-                return isinstance(value, int) and not isinstance(value, bool) and self._in_range(value)
-            case "float":
-                return isinstance(value, (int, float)) and not isinstance(value, bool)
-            case "str":
-                return isinstance(value, str) and _is_utf8(value)
-            case "datetime":
-                return isinstance(value, datetime)
-            case "date":
-                return isinstance(value, date) and not isinstance(value, datetime)
-            case "decimal":
-                return isinstance(value, (Decimal, int)) and not isinstance(value, bool) and self._decimal_fits(Decimal(value))
-            case "list":
-                item = self.children[0][1]
-                return isinstance(value, (list, tuple)) and all(one is None or item._fits(one) for one in value)
-            case "map":
-                item = self.children[0][1]
-                return isinstance(value, dict) and all(isinstance(k, str) and (v is None or item._fits(v)) for k, v in value.items())
-            case "struct":
-                fields = dict(self.children)
-                return isinstance(value, dict) and all(k in fields and (v is None or fields[k]._fits(v)) for k, v in value.items())
-            case family:
-                return isinstance(value, {"bool": bool, "bytes": bytes}[family])
-
-    def _in_range(self, value: int) -> bool:
-        bits = self.arrow.bit_width
-        unsigned = pa.types.is_unsigned_integer(self.arrow)
-        return 0 <= value < 2**bits if unsigned else -(2 ** (bits - 1)) <= value < 2 ** (bits - 1)
-
-    def _decimal_fits(self, value: Decimal) -> bool:
-        _, digits, exponent = value.as_tuple()
-        if not isinstance(exponent, int):
-            return False
-        return -exponent <= self.arrow.scale and len(digits) + exponent <= self.arrow.precision - self.arrow.scale
 
     @property
     def to_wire(self) -> Callable[[Any], Any] | None:
@@ -199,6 +162,54 @@ class Dtype:
             case family:
                 return dict(_JSON_SCHEMA[family])
 
+
+def _is_of(dtype: Dtype, value: object) -> bool:
+    """Say whether a Python value is None or of a dtype."""
+    return value is None or _IS_OF[dtype.family](dtype, value)
+
+
+def _is_int(dtype: Dtype, value: object) -> bool:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    bits: int = dtype.arrow.bit_width
+    low, high = (0, 1 << bits) if pa.types.is_unsigned_integer(dtype.arrow) else (-1 << (bits - 1), 1 << (bits - 1))
+    return low <= value < high
+
+
+def _is_decimal(dtype: Dtype, value: object) -> bool:
+    if not isinstance(value, (Decimal, int)) or isinstance(value, bool):
+        return False
+    _, digits, exponent = Decimal(value).as_tuple()
+    if not isinstance(exponent, int):  # NaN and infinities have no digits to keep
+        return False
+    precision: int = dtype.arrow.precision
+    scale: int = dtype.arrow.scale
+    return -exponent <= scale and len(digits) + exponent <= precision - scale
+
+
+def _is_struct(dtype: Dtype, value: object) -> bool:
+    fields = dict(dtype.children)
+    return isinstance(value, dict) and all(name in fields and _is_of(fields[name], one) for name, one in value.items())
+
+
+def _is_map(dtype: Dtype, value: object) -> bool:
+    item = dtype.children[0][1]
+    return isinstance(value, dict) and all(isinstance(key, str) and _is_of(item, one) for key, one in value.items())
+
+
+_IS_OF: dict[str, Callable[[Dtype, object], bool]] = {
+    "bool": lambda _, value: isinstance(value, bool),
+    "int": _is_int,
+    "float": lambda _, value: isinstance(value, (int, float)) and not isinstance(value, bool),
+    "str": lambda _, value: isinstance(value, str) and _is_utf8(value),
+    "bytes": lambda _, value: isinstance(value, bytes),
+    "date": lambda _, value: isinstance(value, date) and not isinstance(value, datetime),
+    "datetime": lambda _, value: isinstance(value, datetime),
+    "decimal": _is_decimal,
+    "list": lambda dtype, value: isinstance(value, (list, tuple)) and all(_is_of(dtype.children[0][1], one) for one in value),
+    "map": _is_map,
+    "struct": _is_struct,
+}
 
 _JSON_SCHEMA: dict[str, dict[str, Any]] = {
     "bool": {"type": "boolean"},
@@ -251,11 +262,11 @@ _TO_JSON: dict[str, Callable[[Any], Any]] = {
     "datetime": _iso,
     "decimal": str,
 }
-_FROM_JSON: dict[str, tuple[type, Callable[[Any], Any]]] = {
-    "bytes": (str, lambda text: base64.b64decode(text, validate=True)),
-    "date": (str, date.fromisoformat),
-    "datetime": (str, _parse_datetime),
-    "decimal": (str, Decimal),
+_FROM_JSON: dict[str, Callable[[Any], Any]] = {
+    "bytes": lambda text: base64.b64decode(text, validate=True),
+    "date": date.fromisoformat,
+    "datetime": _parse_datetime,
+    "decimal": Decimal,
 }
 
 
@@ -279,25 +290,11 @@ def _converter(dtype: Dtype, kind: str) -> Callable[[Any], Any] | None:
 
 
 def _from_json(dtype: Dtype) -> Callable[[Any], Any]:
-    scalar = _FROM_JSON.get(dtype.family)
-    parts = {name: _from_json(child) for name, child in dtype.children}
+    convert = _json_parser(dtype)
 
-    def parse(value: Any) -> Any:
+    def parse(value: object) -> object:
         try:
-            if scalar is not None and isinstance(value, scalar[0]):
-                parsed = scalar[1](value)
-            elif dtype.family == "float" and isinstance(value, str) and value in {"NaN", "Infinity", "-Infinity"}:
-                parsed = float(value)
-            elif dtype.family == "float" and isinstance(value, int) and not isinstance(value, bool):
-                parsed = float(value)
-            elif dtype.family == "list" and isinstance(value, list):
-                parsed = [None if one is None else parts["item"](one) for one in value]
-            elif dtype.family == "map" and isinstance(value, dict):
-                parsed = {k: None if v is None else parts["item"](v) for k, v in value.items()}
-            elif dtype.family == "struct" and isinstance(value, dict) and value.keys() <= parts.keys():
-                parsed = {k: None if value.get(k) is None else one(value[k]) for k, one in parts.items()}
-            else:
-                parsed = value
+            parsed = convert(value)
             dtype.check(parsed)
         except (ValueError, ArithmeticError) as exc:
             message = f"{value!r} is not of dtype {dtype}."
@@ -305,6 +302,40 @@ def _from_json(dtype: Dtype) -> Callable[[Any], Any]:
         return parsed
 
     return parse
+
+
+def _json_parser(dtype: Dtype) -> Callable[[Any], Any]:
+    """Return the parser of one family; what it does not understand it returns as it is, for `check` to refuse."""
+    parts = {name: _from_json(child) for name, child in dtype.children}
+    match dtype.family:
+        case "float":
+            return _parse_float
+        case "list":
+            return lambda value: [None if one is None else parts["item"](one) for one in value] if isinstance(value, list) else value
+        case "map":
+            return lambda value: (
+                {key: None if one is None else parts["item"](one) for key, one in value.items()} if isinstance(value, dict) else value
+            )
+        case "struct":
+            return lambda value: (
+                {name: None if value.get(name) is None else parse(value[name]) for name, parse in parts.items()}
+                if isinstance(value, dict) and value.keys() <= parts.keys()
+                else value
+            )
+        case family:
+            scalar = _FROM_JSON.get(family)
+            return lambda value: value if scalar is None else scalar(value) if isinstance(value, str) else _refuse(value)
+
+
+def _parse_float(value: object) -> object:
+    if isinstance(value, str):
+        return float(value) if value in {"NaN", "Infinity", "-Infinity"} else value
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _refuse(value: object) -> object:
+    message = f"a {type(value).__name__} where JSON has a string"
+    raise ValueError(message)
 
 
 def resolve(declared: object) -> Dtype:
@@ -333,7 +364,7 @@ def _arrow(declared: object) -> pa.DataType:
     origin, args = get_origin(declared), get_args(declared)
     if origin is list and len(args) == 1:
         return pa.list_(_arrow(args[0]))
-    if origin is dict and len(args) == 2 and args[0] is str:
+    if origin is dict and args[:1] == (str,):
         return pa.map_(pa.string(), _arrow(args[1]))
     raise _unsupported(declared)
 

@@ -44,13 +44,15 @@ __all__ = [
     "suggest",
 ]
 
+_SHOWN = 20
+
 
 def suggest(name: str, known: Iterable[str], *, has: str = "Known") -> str:
     """Say which of the `known` names was probably meant, then list them."""
     names = sorted(known)
     close = get_close_matches(name, names, n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
-    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
     return f"{hint}{has}: {shown or 'nothing'}."
 
 

@@ -123,7 +123,7 @@ class Feature:
         return resolve(self.dtype)
 
     @property
-    def effective_default(self) -> Any:
+    def effective_default(self) -> object:
         """The answer for NOT_FOUND and OUTSIDE_MAX_AGE."""
         return self.default
 
@@ -174,7 +174,7 @@ class Aggregate:
         return 0 if self.function in _EMPTY_IS_ZERO else None
 
     @property
-    def effective_default(self) -> Any:
+    def effective_default(self) -> object:
         """The answer for NOT_FOUND and OUTSIDE_MAX_AGE: a key without state has empty windows."""
         if self.default is not None:
             return self.default
@@ -318,21 +318,21 @@ def returns_event_timestamp(query: str, *, through_star: bool = False) -> bool:
         query: One SELECT; common table expressions stand in parentheses and do not count.
         through_star: Whether a `*` brings the column, as far as the sources tell; the query's own text is looked at too.
     """
-    tokens = [token.strip('"').lower() for token in _TOKEN.findall(query) if not token.startswith(("--", "/*", "'"))]
+    words = [word.strip('"').lower() for word in _TOKEN.findall(query) if not word.startswith(("--", "/*", "'"))]
     depth, previous, selecting, has_star = 0, "", False, False
-    names = [""]  # of each item, the last token so far
-    for token in tokens:
-        if depth == 0 and selecting and token in _AFTER_SELECT_LIST and previous != "distinct":  # `is distinct from`
+    names = [""]  # of each item, the last word so far
+    for word in words:
+        if depth == 0 and selecting and word in _AFTER_SELECT_LIST and previous != "distinct":  # `is distinct from`
             break
-        if depth == 0 and selecting and token == ",":
+        if depth == 0 and selecting and word == ",":
             names.append("")
         elif depth == 0 and selecting:
-            has_star |= token == "*" and names[-1] in {"", "."}
-            names[-1] = token
-        selecting |= depth == 0 and token == "select"
-        depth += (token == "(") - (token == ")")
-        previous = token
-    through_star |= "event_timestamp" in tokens
+            has_star |= word == "*" and names[-1] in {"", "."}
+            names[-1] = word
+        selecting |= depth == 0 and word == "select"
+        depth += (word == "(") - (word == ")")
+        previous = word
+    through_star |= "event_timestamp" in words
     return "event_timestamp" in names or ((has_star or not selecting) and through_star)
 
 

@@ -21,13 +21,12 @@ from feature_platform.model import (
     Aggregate,
     Entity,
     Feature,
-    FeatureSelection,
     FeatureService,
     FeatureView,
     ParquetSource,
     ViewKind,
 )
-from feature_platform.windows import cron_of, grid_of
+from feature_platform.windows import grid_of
 
 __all__ = ["AGGREGATE_FUNCTIONS", "FeatureRef", "Features", "Registry"]
 
@@ -237,7 +236,7 @@ def _refuse(what: str, instead: str) -> RegistryError:
 
 def _unique(kind: str, name: str, known: dict[str, object] | dict[str, FeatureView] | dict[str, FeatureService]) -> None:
     if name in known:
-        raise _refuse(f"two {kind}s are named {name!r}", f"Give one of them another name. {suggest(name, known, has='Taken')}")
+        raise _refuse(f"two {kind}s are named {name!r}", "Give one of them another name.")
     for other in known:
         if other.lower() == name.lower():
             raise _refuse(f"{kind}s {other!r} and {name!r} differ only in case", "Their files would collide: rename one.")
@@ -270,7 +269,7 @@ def _check_source(source: ParquetSource, where: str) -> None:
     if source.created_timestamp and not source.timestamp:
         raise _refuse(f"source {source.name!r} has a created_timestamp and no timestamp", "Name the column of the event's own time too.")
     if source.timestamp is not None and source.timestamp == source.created_timestamp:
-        raise _refuse(f"source {source.name!r}: timestamp and created_timestamp are both {source.timestamp!r}", "Leave created_timestamp out.")
+        raise _refuse(f"source {source.name!r}: both its times are {source.timestamp!r}", "Leave created_timestamp out.")
 
 
 def _check_features(view: FeatureView, where: str) -> None:
@@ -280,10 +279,10 @@ def _check_features(view: FeatureView, where: str) -> None:
     for feature in view.features:
         _safe(f"{where}: feature", feature.name)
         other = seen.setdefault(feature.name.lower(), feature.name)
-        if other is not feature.name or list(view.feature_by_name).count(feature.name) != 1 or sum(f is feature for f in view.features) > 1:
-            raise _refuse(f"{where}: two features are named {feature.name!r}", "Give one of them another name.")
+        if other != feature.name:
+            raise _refuse(f"{where}: features {other!r} and {feature.name!r} have one name in SQL", "Rename one of them.")
         if feature.name in _TIME_COLUMNS or feature.name in view.entity.join_keys:
-            raise _refuse(f"{where}: feature {feature.name!r} has the name of a key or time column", f"Call it {view.name}_{feature.name}.")
+            raise _refuse(f"{where}: feature {feature.name!r} is named like a key or time column", f"Call it {view.name}_{feature.name}.")
         label = f"{where}: feature {feature.name!r}"
         try:
             dtype = feature.type
@@ -296,13 +295,18 @@ def _check_features(view: FeatureView, where: str) -> None:
     if len({isinstance(feature, Aggregate) for feature in view.features}) > 1:
         raise _refuse(f"{where} mixes Feature and Aggregate", "Declare two views: one query, one set of aggregates.")
     if len(seen) != len(view.features):
-        raise _refuse(f"{where}: two features have one name", "Give one of them another name.")
+        raise _refuse(f"{where}: two features are named {_twice(view.features)!r}", "Give one of them another name.")
+
+
+def _twice(features: Sequence[Feature | Aggregate]) -> str:
+    names = [feature.name for feature in features]
+    return next(name for name in names if names.count(name) > 1)
 
 
 def _check_aggregate(feature: Aggregate, label: str) -> None:
     if feature.function not in AGGREGATE_FUNCTIONS:
         raise _refuse(f"{label}: aggregate function {feature.function!r} is not known", suggest(feature.function, AGGREGATE_FUNCTIONS))
-    if not isinstance(feature.window, timedelta) or feature.window <= _ZERO:
+    if feature.window <= _ZERO:
         raise _refuse(f"{label}: window {feature.window} is not positive", "Write timedelta(days=30), say.")
     if feature.column is None and feature.function != "count":
         raise _refuse(f"{label}: {feature.function} needs a column", 'Write column="minutes", say.')
@@ -333,33 +337,25 @@ def _check_times(view: FeatureView, where: str) -> None:
 def _check_schedule(view: FeatureView, where: str) -> None:
     if view.schedule is None:
         if view.kind is not ViewKind.EVENT:
-            raise _refuse(f"{where} is {view.kind} without a schedule, which defines its windows", 'Write schedule="@daily", say.')
-        if view.start is not None:
-            raise _refuse(f"{where} has a start and no schedule", "Leave start out, or name a schedule.")
-        if view.lookback is not None:
-            raise _refuse(f"{where} has a lookback and no schedule", "It is read whole: leave lookback out.")
-    else:
-        try:
-            cron_of(view.schedule)
-        except RegistryError as exc:
-            message = f"{where}: {exc}"
-            raise RegistryError(message) from exc
-        if view.start is None:
-            raise _refuse(f"{where} has a schedule and no start", "Write start=datetime(2026, 1, 1), the start of its first window.")
-        if view.schedule == ON_UPDATE and view.kind is not ViewKind.EVENT:
-            raise _refuse(f"{where} is a {view.kind} view with ON_UPDATE", 'Event views have that: write schedule="@hourly", say.')
+            raise _refuse(f"{where} holds {view.kind}s and has no schedule, which defines its windows", 'Write schedule="@daily", say.')
+        for name in ("start", "lookback"):
+            if getattr(view, name) is not None:
+                raise _refuse(f"{where} has a {name} and no schedule", f"It is computed whole: leave {name} out, or name a schedule.")
+    elif view.start is None:
+        raise _refuse(f"{where} has a schedule and no start", "Write start=datetime(2026, 1, 1), the start of its first window.")
+    elif view.schedule == ON_UPDATE and view.kind is not ViewKind.EVENT:
+        raise _refuse(f"{where} holds {view.kind}s and has ON_UPDATE", 'Event views have that: write schedule="@hourly", say.')
     try:
         grid = grid_of(view)
     except RegistryError as exc:
         message = f"{where}: {exc}"
         raise RegistryError(message) from exc
-    if view.ttl is not None:
-        least = view.delay + (grid.period if grid and view.is_window_view else _ZERO)
-        if view.ttl < least:
-            raise _refuse(
-                f"{where}: ttl {view.ttl} is shorter than {least}, the age of the newest value when all runs as planned",
-                "Nothing would ever be PRESENT: write a longer ttl.",
-            )
+    least = view.delay + (grid.period if grid and view.is_window_view else _ZERO)
+    if view.ttl is not None and view.ttl < least:
+        raise _refuse(
+            f"{where}: ttl {view.ttl} is shorter than {least}, the age of the newest value when all runs as planned",
+            "Nothing would ever be PRESENT: write a longer ttl.",
+        )
 
 
 def _check_query(view: FeatureView, where: str) -> None:
@@ -387,7 +383,9 @@ def _one_timed_source(view: FeatureView, where: str) -> None:
     if len(view.sources) != 1:
         raise _refuse(f"{where} has {len(view.sources)} sources and no query to join them", "Name one source.")
     if view.sources[0].timestamp is None:
-        raise _refuse(f"{where}: source {view.sources[0].name!r} has no timestamp", 'Write ParquetSource(..., timestamp="watched_at"), say.')
+        raise _refuse(
+            f"{where}: source {view.sources[0].name!r} has no timestamp", 'Write ParquetSource(..., timestamp="watched_at"), say.'
+        )
 
 
 def _check_function(function: Callable[..., object], sources: set[str], where: str) -> None:

@@ -97,10 +97,10 @@ class Settings:
         known = {one.name: one for one in fields(cls)}
         values: dict[str, object] = {}
         for name, value in declared.items():
-            if name not in known:
-                message = f"pyproject.toml: [tool.feature_platform] has no setting {name!r}.\n{suggest(name, known)}"
+            if name not in known or name == "root":
+                message = f"pyproject.toml: [tool.feature_platform] has no setting {name!r}.\n{suggest(name, known.keys() - {'root'})}"
                 raise SettingsError(message, field=name)
-            values[name] = value
+            values[name] = _parse(f"pyproject.toml: {name}", str(known[name].type), str(value))
         for variable, text in environ.items():
             name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
             if not variable.startswith(ENVIRONMENT_PREFIX) or name == "root":
@@ -117,10 +117,7 @@ class Settings:
 
 
 def _project_folder(start: Path, named: str | None) -> tuple[Path, dict[str, object]]:
-    if named:
-        folders = [Path(named).absolute()]
-    else:
-        folders = [start.absolute(), *start.absolute().parents]
+    folders = [Path(named).absolute()] if named else [start.absolute(), *start.absolute().parents]
     for folder in folders:
         file = folder / "pyproject.toml"
         if file.is_file():

@@ -29,13 +29,22 @@ _ALIASES = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
 }
+_CRON_FIELDS = 5
 _LEAST_WINDOWS = 8
 
 
 def utc(instant: datetime, timezone: str = "UTC") -> datetime:
     """Return an aware UTC datetime; a naive one is read in `timezone`."""
-    aware = instant.replace(tzinfo=ZoneInfo(timezone)) if instant.tzinfo is None else instant
+    aware = instant.replace(tzinfo=_zone(timezone)) if instant.tzinfo is None else instant
     return aware.astimezone(UTC)
+
+
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as exc:
+        message = f"timezone {name!r} is not known.\nUse an IANA name, such as 'UTC' or 'Europe/Berlin'."
+        raise RegistryError(message) from exc
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -72,8 +81,8 @@ def cron_of(schedule: str) -> str:
     """
     cron = _ALIASES["@daily"] if schedule == ON_UPDATE else _ALIASES.get(schedule, schedule)
     try:
-        if len(cron.split()) != 5:
-            raise CronSimError("five fields wanted")  # noqa: TRY301, EM101 - same answer as for what the parser refuses
+        if len(cron.split()) != _CRON_FIELDS:  # the parser takes seconds too
+            raise CronSimError  # noqa: TRY301 - one answer for all that is not a cron
         CronSim(cron, datetime(2024, 1, 1, tzinfo=UTC))
     except CronSimError as exc:
         message = (
@@ -92,13 +101,8 @@ class WindowGrid:
     """
 
     def __init__(self, cron: str, timezone: str, start: datetime) -> None:
-        try:
-            self._zone = ZoneInfo(timezone)
-        except (ZoneInfoNotFoundError, ValueError) as exc:
-            message = f"timezone {timezone!r} is not known.\nUse an IANA name, such as 'UTC' or 'Europe/Berlin'."
-            raise RegistryError(message) from exc
         self._fixed_hour = cron.split()[1].isdigit()
-        local = utc(start, timezone).astimezone(self._zone)
+        local = utc(start, timezone).astimezone(_zone(timezone))
         self._ticks = CronSim(cron, local - timedelta(microseconds=1))
         self._bounds: list[datetime] = []
         self._extend()

@@ -45,7 +45,7 @@ activity = FeatureView(
     features=[
         Aggregate("watch_count_30d", "count", window=timedelta(days=30), description="Titles watched in the last 30 days."),
         Aggregate(
-            "watch_minutes_7d", "sum", column="minutes", dtype=int, window=timedelta(days=7), description="Minutes watched in the last 7 days."
+            "watch_minutes_7d", "sum", column="minutes", dtype=int, window=timedelta(days=7), description="Minutes watched in a week."
         ),
     ],
     schedule="@hourly",
