@@ -112,7 +112,7 @@ class Address:
         """
         scheme, _, rest = url.partition("://")
         if scheme not in _SCHEMES:
-            message = f"redis_url begins with {scheme.split(':')[0][:20]!r}, which is no scheme of Redis.\n{_FORMS}"
+            message = f"redis_url begins with no scheme of Redis.\n{_FORMS}"
             raise SettingsError(message, field="redis_url")
         try:
             return cls._parse(scheme, rest)

@@ -6,7 +6,7 @@ Knows dtypes. Knows no store; what it lets through can be spelled as a key.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from feature_platform.errors import DtypeError, EntityRowsError, suggest
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EntityRows", "checked_rows"]
 
-EntityRows: TypeAlias = "Sequence[Mapping[str, object]] | Mapping[str, Sequence[object]]"
+EntityRows: TypeAlias = "Sequence[Mapping[str, object]] | Mapping[str, Iterable[object]]"
 """One mapping of join keys to values per entity, or one mapping of join keys to columns of values."""
 
 
