@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from feature_platform import Aggregate, Entity, Feature, FeatureStatus, FeatureStore, FeatureView, ParquetSource, Registry, Settings
@@ -232,6 +232,15 @@ def test_snapshots_answer_like_brute_force(
 
 
 @slow
+@example(  # a row at its partition's start, asked for at the very microsecond from which it can be used
+    rows=[{"user_id": "ann", "at": T0 + 6 * HOUR, "known_at": None, "amount": 1, "price": None, "genre": "drama"}],
+    times=[T0 + 8 * HOUR],
+    delay=2 * HOUR,
+    ttl=None,
+    created=False,
+    schedule="0 */6 * * *",
+    as_of="known",
+)
 @given(
     rows=watch_events(),
     times=moments(),

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from feature_platform.dtypes import from_micros, to_micros
+from feature_platform.dtypes import MICROSECOND, from_micros, to_micros
 from feature_platform.model import FeatureView
-from feature_platform.windows import Window
+from feature_platform.windows import KEY_FORMAT, WHOLE, Window
 
 __all__ = ["METADATA_KEY", "TOMBSTONE", "OfflineStore", "Partition"]
 
@@ -120,8 +120,9 @@ class OfflineStore:
             return []
         names = sorted(name for name in os.listdir(folder) if name.endswith(".parquet") and not name.startswith("."))
         if before is not None:
-            last = Window(before, before).key + ".parquet"
-            names = [name for name in names if name < last or name == "all.parquet"]
+            # Names tell minutes: a window that starts in the minute of `before` starts before it, unless that is the full minute.
+            last = (before - MICROSECOND).strftime(KEY_FORMAT) + ".parquet"
+            names = [name for name in names if name <= last or name == f"{WHOLE.key}.parquet"]
         found = [footer for name in names if (footer := self._footer(folder / name))]
         return sorted(found, key=lambda partition: (partition.end, partition.start))
 
