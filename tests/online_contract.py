@@ -197,6 +197,13 @@ class OnlineStoreContract:
         assert store.get_many(others) == [value(1)] * len(others)
         assert store.sweep("shop", "user", "profile", below_generation=2) == 0
 
+    def test_sweep_takes_names_literally(self, store: OnlineStore) -> None:
+        """Stars and brackets in a name mean themselves, so a sweep of one project takes nothing of another."""
+        store.put_many([(b"sh*p:{user:a}:profile", value(1)), (key("a"), value(1))])
+        assert store.sweep("sh*p", "user", "profile", below_generation=2) == 1
+        assert store.sweep("sh[o]p", "user", "profile", below_generation=2) == 0
+        assert store.get_many([key("a")]) == [value(1)]
+
     def test_sweep_deletes_values_before_a_time(self, store: OnlineStore) -> None:
         """A sweep takes values whose time is before the one given, and keeps those exactly at it, also past 2^53 and before 1970."""
         for edge in (MOMENT, -MOMENT, 2**53 + 1, 2**62 + 1):

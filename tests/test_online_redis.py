@@ -14,6 +14,7 @@ from online_contract import key, value
 from feature_platform.errors import OnlineStoreError, SettingsError
 from feature_platform.online.connections import Address
 from feature_platform.online.embedded import EmbeddedOnlineStore, stop_server
+from feature_platform.online.layout import meta_key
 from feature_platform.online.redis import RedisOnlineStore
 
 
@@ -63,6 +64,13 @@ def test_malformed_urls_are_refused_without_repeating_them(url: str) -> None:
     assert caught.value.field == "redis_url"
     assert "secret" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+def test_a_cluster_is_asked_for_metas_first() -> None:
+    """Nodes answer in any order, so the metas are a question of their own, before the rows; elsewhere all is one question."""
+    keys = [meta_key("shop", "a"), meta_key("shop", "b"), key("1"), key("2")]
+    assert list(RedisOnlineStore.from_url("redis+cluster://a:1")._chunks(keys)) == [keys[:2], keys[2:]]
+    assert list(RedisOnlineStore.from_url("redis://a:1")._chunks(keys)) == [keys]
 
 
 def test_a_server_out_of_reach_is_told_at_once() -> None:
