@@ -1,0 +1,181 @@
+"""
+`fp sample`, `fp compute` and `fp history`: the commands around the Parquet history.
+
+Each loads DuckDB when it runs and not before.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from feature_platform.cli.arguments import INSTANT, Project, examples, json_option, now_option, pass_project
+from feature_platform.cli.output import count, instant, iso, shown_path
+
+if TYPE_CHECKING:
+    from feature_platform.offline.compute import PartitionReport
+
+__all__ = ["asked_features", "compute", "history", "sample"]
+
+
+@click.command(epilog=examples("fp sample --users 1000 --events 100000"))
+@click.option("--users", type=int, default=10_000, show_default=True, help="User ids at most.")
+@click.option("--events", type=int, default=1_000_000, show_default=True, help="Rows, exactly.")
+@click.option("--days", type=int, default=60, show_default=True, help="How far the sample reaches back.")
+@click.option("--end", type=INSTANT, help="The first instant after the sample. [default: the last full hour]")
+@click.option("--seed", type=int, default=7, show_default=True, help="The same seed, sizes and end give the same rows.")
+@json_option
+@pass_project
+def sample(project: Project, *, users: int, events: int, days: int, end: datetime | None, seed: int) -> None:
+    """
+    Generate the running example's watch events.
+
+    Day files of Parquet in data/sources/watches; nothing is written where the same sample is there already.
+    """
+    from feature_platform.sample import generate  # noqa: PLC0415 - loads numpy's random numbers
+
+    with project.output.progress("generating") as progress:
+        report = generate(
+            project.settings.root,
+            users=users,
+            events=events,
+            days=days,
+            end=end,
+            seed=seed,
+            progress=lambda done, wanted: progress("events", done, wanted),
+        )
+    folder = shown_path(report.folder, project.settings.root)
+    done = "was there already" if report.skipped else f"generated in {report.seconds:.1f} s"
+    project.output.line(
+        f"{count(report.events)} watch events of {count(report.users)} users, {instant(report.start)} to {instant(report.end)} UTC: {done}."
+    )
+    project.output.line(f"{report.files} day files in {folder}", style="dim")
+    project.output.document(
+        {
+            "folder": folder,
+            "users": report.users,
+            "events": report.events,
+            "files": report.files,
+            "start": iso(report.start),
+            "end": iso(report.end),
+            "seconds": report.seconds,
+            "skipped": report.skipped,
+        }
+    )
+
+
+@click.command(epilog=examples("fp compute", "fp compute user_activity --start 2026-01-31 --end 2026-02-01"))
+@click.argument("views", nargs=-1)
+@click.option("--start", type=INSTANT, help="Compute the windows from here on, whether they were computed before or not.")
+@click.option("--end", type=INSTANT, help="... up to here, exclusive.")
+@now_option("Leave windows alone that are not closed then.")
+@json_option
+@pass_project
+def compute(project: Project, *, views: tuple[str, ...], start: datetime | None, end: datetime | None, now: datetime | None) -> None:
+    """
+    Compute views, from sources to Parquet.
+
+    Without a range: every closed window that is not there yet. With one: its windows, again. Times are ISO 8601, in UTC
+    unless they say otherwise.
+    """
+    from feature_platform.feature_store import FeatureStore  # noqa: PLC0415 - loads DuckDB
+
+    with FeatureStore(project.registry, project.settings) as store, project.output.progress("computing") as progress:
+        reports = store.compute(list(views) or None, start, end, now, progress=progress)
+    root, rows = project.settings.root, []
+    by_view: dict[str, list[PartitionReport]] = {}
+    for report in reports:
+        by_view.setdefault(report.view, []).append(report)
+    for view, its in by_view.items():
+        written, seconds = sum(one.partition.rows for one in its), sum(one.seconds for one in its)
+        span = f"{instant(its[0].window.start)} to {instant(its[-1].window.end)}" if its[0].window.key != "all" else "the whole table"
+        rows.append([view, count(len(its)), span, count(written), f"{seconds:.1f}", shown_path(its[0].path.parent, root)])
+    if rows:
+        project.output.table(["view", "windows", "UTC", "rows", "seconds", "folder"], rows, right=["windows", "rows", "seconds"])
+    else:
+        project.output.line("Nothing to do: every closed window is there." if start is None else "No closed window lies in that range.")
+    project.output.document({"partitions": [_partition(report, root) for report in reports]})
+
+
+def _partition(report: PartitionReport, root: Path) -> dict[str, object]:
+    return {
+        "view": report.view,
+        "window": {"start": iso(report.window.start), "end": iso(report.window.end)},
+        "kind": report.kind,
+        "path": shown_path(report.path, root),
+        "rows": report.partition.rows,
+        "tombstones": report.partition.tombstones,
+        "dropped": report.partition.dropped,
+        "nulls": report.partition.nulls,
+        "generation": report.partition.generation,
+        "seconds": report.seconds,
+    }
+
+
+@click.command(
+    epilog=examples(
+        "fp history labels.parquet user_segment watch_count_30d --out training.parquet",
+        "fp history labels.parquet --service recommender --statuses --out training.parquet",
+    )
+)
+@click.argument("entity_df", metavar="ENTITY_DF.parquet", type=click.Path(path_type=Path))
+@click.argument("features", nargs=-1)
+@click.option("--service", help="The features of this service instead.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The Parquet file to write.")
+@click.option(
+    "--as-of",
+    type=click.Choice(["known", "latest"]),
+    default="known",
+    show_default=True,
+    help="known: a row of an event view is seen once it was known. latest: from its own time on, for bulk-loaded history.",
+)
+@click.option("--statuses", is_flag=True, help="Add a column <feature>__status after each feature.")
+@click.option("--full-feature-names", is_flag=True, help="Name the columns <view>__<feature>.")
+@json_option
+@pass_project
+def history(
+    project: Project,
+    *,
+    entity_df: Path,
+    features: tuple[str, ...],
+    service: str | None,
+    out: Path,
+    as_of: str,
+    statuses: bool,
+    full_feature_names: bool,
+) -> None:
+    """
+    Join features to rows: a training set.
+
+    Each row gets what was known at its event_timestamp.
+
+    ENTITY_DF.parquet has one row per question, with the join keys and event_timestamp; all its columns are kept. It may be
+    a folder or a glob.
+    """
+    from feature_platform.feature_store import FeatureStore  # noqa: PLC0415 - loads DuckDB
+
+    asked = asked_features(features, service)
+    with FeatureStore(project.registry, project.settings) as store, project.output.progress("joining"):
+        joined = store.get_historical_features(
+            entity_df,
+            asked,
+            "latest" if as_of == "latest" else "known",
+            full_feature_names=full_feature_names,
+            statuses=statuses,
+        )
+        rows = joined.to_parquet(out)
+    names = [ref.column for ref in project.registry.resolve(asked, full_feature_names=full_feature_names)]
+    project.output.line(f"{count(rows)} rows with {', '.join(names)}: {out}")
+    project.output.document({"rows": rows, "features": names, "path": str(out)})
+
+
+def asked_features(features: tuple[str, ...], service: str | None) -> list[str] | str:
+    """Return the features that a command was asked for: a list, or the name of a service."""
+    if service is not None and features:
+        raise click.UsageError("features and --service exclude each other: name one of them.")
+    if service is None and not features:
+        raise click.UsageError("no feature is asked for: name some, or write --service NAME.")
+    return service if service is not None else list(features)
