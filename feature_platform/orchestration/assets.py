@@ -1,0 +1,181 @@
+"""
+The assets of a view: its features, computed into Parquet, and its newest values, pushed online.
+
+Knows Dagster's runs and events. What is computed and pushed is `offline.compute`'s and `materialization`'s.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import TypeAlias
+
+import dagster as dg
+import duckdb as duckdb_engine
+from dagster_duckdb import DuckDBResource
+
+from feature_platform.errors import ContractError, FeaturePlatformError, OnlineStoreError
+from feature_platform.materialization import materialize_view
+from feature_platform.model import FeatureView
+from feature_platform.offline.compute import PartitionReport, compute_windows
+from feature_platform.offline.store import OfflineStore
+from feature_platform.orchestration.automation import online_condition
+from feature_platform.orchestration.checks import contract_specs, data_age_result, data_age_specs, find_problems
+from feature_platform.orchestration.partitions import partitions_def, window_of
+from feature_platform.orchestration.reporting import Outcome, online_metadata, report_all, report_selected
+from feature_platform.orchestration.resources import OnlineStoreResource, connect
+from feature_platform.orchestration.translator import feature_keys, feature_specs, freshness_policy, online_key, pool_of, view_tags
+from feature_platform.settings import Settings
+from feature_platform.windows import Window
+
+__all__ = ["feature_assets", "online_asset"]
+
+_Progress: TypeAlias = Callable[[int, int], None]
+_PROGRESS_SECONDS = 5.0
+# What passes by itself: a disk, a network, a server that restarts.
+_RETRIES = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+
+
+def feature_assets(view: FeatureView, settings: Settings) -> dg.AssetsDefinition:
+    """
+    Return the features of a view, computed as one: one scan and one file a window, whatever is selected.
+
+    Any subset can be asked for, and every feature that the files hold is reported; a range of partitions is one run.
+    """
+
+    @dg.multi_asset(
+        name=f"compute_{view.name}",
+        specs=feature_specs(view),
+        check_specs=contract_specs(view),
+        can_subset=True,
+        pool=pool_of(view),
+        backfill_policy=dg.BackfillPolicy.single_run() if partitions_def(view) else None,
+        retry_policy=_RETRIES,
+    )
+    def compute(context: dg.AssetExecutionContext, duckdb: DuckDBResource) -> Iterator[dg.MaterializeResult[None]]:
+        keys = context.partition_keys if context.has_partition_key or context.has_partition_key_range else [None]
+        with user_errors_fail_at_once():
+            windows = {window_of(view, key): key for key in keys}
+            with connect(duckdb) as connection:
+                outcome = _compute(context, connection, view, list(windows), settings)
+        if outcome.refused:
+            report_all(context, view, outcome)
+            refused = "\n".join(outcome.refused.values())
+            message = f"{len(outcome.refused)} of {len(windows)} windows were refused; the others are written.\n{refused}"
+            raise dg.Failure(message, allow_retries=False)
+        yield from report_selected(context, view, outcome)
+
+    return compute
+
+
+def online_asset(view: FeatureView, settings: Settings) -> dg.AssetsDefinition:
+    """
+    Return a view's newest values in the online store, which follow every write to its history.
+
+    Not partitioned: it is one state, and it reads whatever partitions exist.
+    """
+    newest = dg.LastPartitionMapping() if partitions_def(view) else None
+
+    @dg.asset(
+        key=online_key(view),
+        deps=[dg.AssetDep(key, partition_mapping=newest) for key in feature_keys(view)],
+        group_name=view.name,
+        owners=list(view.owners),
+        kinds={"redis"},
+        tags=view_tags(view),
+        description=f"The newest values of {view.name}, as the retrieval API reads them.",
+        code_version=view.definition_hash,
+        pool=pool_of(view),
+        automation_condition=online_condition(view),
+        freshness_policy=freshness_policy(view),
+        check_specs=data_age_specs(view),
+        retry_policy=_RETRIES,
+    )
+    def push(
+        context: dg.AssetExecutionContext, duckdb: DuckDBResource, online_store: OnlineStoreResource
+    ) -> Iterator[dg.MaterializeResult[None]]:
+        now = datetime.now(UTC)
+        with user_errors_fail_at_once(), connect(duckdb) as connection, online_store.open() as online:
+            report = materialize_view(
+                connection,
+                view,
+                store=OfflineStore(settings.offline_root),
+                online=online,
+                project=settings.project,
+                now=now,
+                run_id=context.run.run_id,
+                progress=_logged(context, "rows"),
+            )
+        checks = [data_age_result(view, report, now)] if context.selected_asset_check_keys else []
+        # Yielded: a returned result beside a check would have to be annotated as a tuple.
+        yield dg.MaterializeResult(metadata=online_metadata(report, now), check_results=checks)
+
+    return push
+
+
+@contextlib.contextmanager
+def user_errors_fail_at_once() -> Iterator[None]:
+    """Fail without a retry where only a change of code or data can help, with the message that says which."""
+    try:
+        yield
+    except OnlineStoreError:
+        raise
+    except (FeaturePlatformError, duckdb_engine.ProgrammingError, duckdb_engine.DataError) as exc:
+        raise dg.Failure(str(exc), allow_retries=False) from exc
+
+
+def _compute(
+    context: dg.AssetExecutionContext,
+    connection: duckdb_engine.DuckDBPyConnection,
+    view: FeatureView,
+    windows: Sequence[Window],
+    settings: Settings,
+) -> Outcome:
+    """Compute windows in one call; where one breaks the contract, each alone, so that it does not hold up the others."""
+    store, now = OfflineStore(settings.offline_root), datetime.now(UTC)
+
+    def run(chosen: Sequence[Window]) -> list[PartitionReport]:
+        return compute_windows(
+            connection,
+            view,
+            chosen,
+            store=store,
+            root=settings.root,
+            now=now,
+            run_id=context.run.run_id,
+            progress=_logged(context, "windows"),
+        )
+
+    refused: dict[Window, str] = {}
+    try:
+        reports = run(windows)
+    except ContractError as exc:
+        context.log.warning("view %r: %s", view.name, exc)
+        reports, refused = ([], {windows[0]: str(exc)}) if len(windows) == 1 else _one_by_one(run, windows)
+    return Outcome(reports, find_problems(connection, view, reports, store), refused)
+
+
+def _one_by_one(
+    run: Callable[[Sequence[Window]], list[PartitionReport]], windows: Sequence[Window]
+) -> tuple[list[PartitionReport], dict[Window, str]]:
+    reports: list[PartitionReport] = []
+    refused: dict[Window, str] = {}
+    for window in windows:
+        try:
+            reports += run([window])
+        except ContractError as exc:
+            refused[window] = str(exc)
+    return reports, refused
+
+
+def _logged(context: dg.AssetExecutionContext, what: str) -> _Progress:
+    """Log progress every few seconds, and the end."""
+    last = time.monotonic()
+
+    def log(done: int, wanted: int) -> None:
+        nonlocal last
+        if done >= wanted or time.monotonic() - last >= _PROGRESS_SECONDS:
+            last = time.monotonic()
+            context.log.info("%d of %d %s", done, wanted, what)
+
+    return log

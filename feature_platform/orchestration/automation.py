@@ -1,0 +1,165 @@
+"""
+When assets run by themselves: schedules of feature views, and what keeps the online store up to date.
+
+Knows crons, ticks and runs under way. What is due, the files say: a missed tick is made up for by the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+
+from feature_platform.model import ON_UPDATE, FeatureView
+from feature_platform.offline.compute import due_windows
+from feature_platform.offline.store import OfflineStore
+from feature_platform.orchestration.partitions import adjacent, key_of, range_tags, span_of_tags
+from feature_platform.orchestration.translator import feature_key, feature_keys
+from feature_platform.settings import Settings
+from feature_platform.windows import Window, cron_of
+
+__all__ = ["job_of", "online_condition", "online_sensor", "run_requests", "schedule_of", "tick_cron"]
+
+_POLL = "*/5 * * * *"
+_RETRY_FAILED = "*/10 * * * *"
+_MINUTE = timedelta(minutes=1)
+_IN_PROGRESS = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def job_of(view: FeatureView) -> dg.UnresolvedAssetJobDefinition:
+    """Return the job that computes a view: what its schedule asks for, and what a person starts."""
+    return dg.define_asset_job(f"{view.name}_refresh", selection=feature_keys(view), description=f"Compute the features of {view.name}.")
+
+
+def schedule_of(view: FeatureView, job: dg.UnresolvedAssetJobDefinition, settings: Settings) -> dg.ScheduleDefinition:
+    """Return the schedule of a view: each tick asks for every closed window that is not computed yet."""
+
+    @dg.schedule(
+        name=f"{view.name}_schedule",
+        job=job,
+        cron_schedule=tick_cron(view),
+        execution_timezone=view.timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING if settings.run_schedules else dg.DefaultScheduleStatus.STOPPED,
+        description=f"Computes the windows of {view.name} that have closed: {view.schedule} ({view.timezone}), {view.delay} after its end.",
+    )
+    def tick(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
+        now = context.scheduled_execution_time.astimezone(UTC)
+        due = _unreported(context.instance, view, OfflineStore(settings.offline_root), now)
+        return run_requests(context.instance, view, due, tick=f"{now:%Y-%m-%dT%H%MZ}")
+
+    return tick
+
+
+def run_requests(
+    instance: dg.DagsterInstance, view: FeatureView, due: Iterable[Window], *, tick: str
+) -> list[dg.RunRequest] | dg.SkipReason:
+    """
+    Ask for windows, one run for each stretch without a gap; those that a run under way computes are left to it.
+
+    Args:
+        instance: Says what is under way.
+        view: Whose windows.
+        due: What is wanted.
+        tick: Names the occasion: asked twice on one occasion, a stretch runs once.
+    """
+    wanted = sorted(due)
+    if not wanted:
+        return dg.SkipReason(f"{view.name}: every closed window is computed.")
+    busy = [span_of_tags(view, run.tags) for run in instance.get_runs(dg.RunsFilter(statuses=_IN_PROGRESS)) if _computes(run, view)]
+    open_windows = [window for window in wanted if not any(start <= window.start and window.end <= end for start, end in busy)]
+    if not open_windows:
+        return dg.SkipReason(f"{view.name}: a run that is under way computes what is due ({len(wanted)} windows).")
+    if view.schedule is None:
+        return [dg.RunRequest(run_key=f"{view.name}:all@{tick}")]
+    return [_request(view, stretch, tick) for stretch in adjacent(open_windows)]
+
+
+def _request(view: FeatureView, stretch: list[Window], tick: str) -> dg.RunRequest:
+    first, last = stretch[0], stretch[-1]
+    run_key = f"{view.name}:{first.key}..{last.key}@{tick}"
+    if first == last:
+        return dg.RunRequest(run_key=run_key, partition_key=key_of(view, first))
+    return dg.RunRequest(run_key=run_key, tags=range_tags(view, stretch))
+
+
+def _computes(run: dg.DagsterRun, view: FeatureView) -> bool:
+    if run.asset_selection:
+        return not run.asset_selection.isdisjoint(feature_keys(view))
+    return run.job_name == f"{view.name}_refresh"
+
+
+def _unreported(instance: dg.DagsterInstance, view: FeatureView, store: OfflineStore, now: datetime) -> list[Window]:
+    """
+    Return the windows that are due: those without a file, and those whose file a run wrote and did not live to report.
+
+    The command line's files are not among them: they name no run.
+    """
+    due = due_windows(view, store, now)
+    written = {key_of(view, one.window): one.window for one in store.partitions(view) if one.run_id}
+    if not written:
+        return due
+    reported = instance.get_materialized_partitions(feature_key(view, view.features[0].name))
+    return sorted({*due, *(window for key, window in written.items() if key not in reported)})
+
+
+def tick_cron(view: FeatureView) -> str:
+    """
+    Return when a scheduled view is looked at: when its windows can be computed, their `delay` after they close.
+
+    A delay that cannot be added to the cron (lists, steps, a clock that changes) means a look every few minutes.
+    """
+    if view.schedule is None or view.schedule == ON_UPDATE:
+        return _POLL
+    cron = cron_of(view.schedule)
+    minutes = -(-view.delay // _MINUTE)
+    if minutes == 0:
+        return cron
+    minute, hour, *days = cron.split()
+    if not minute.isdigit():
+        return _POLL
+    if hour == "*" and days == ["*", "*", "*"]:
+        return f"{(int(minute) + minutes) % 60} * * * *"
+    if hour.isdigit() and days == ["*", "*", "*"] and view.timezone == "UTC":
+        at = (int(hour) * 60 + int(minute) + minutes) % (24 * 60)
+        return f"{at % 60} {at // 60} * * *"
+    return _POLL
+
+
+def online_condition(view: FeatureView) -> dg.AutomationCondition[dg.AssetKey]:
+    """
+    Return when a view is pushed: after any of its partitions was written, and its contract holds.
+
+    Missing partitions do not hold it up: what is there is pushed, whatever the order of computing (law L7), and with a `delay`
+    Dagster's last partition is one that cannot be computed yet. After a failure it is tried again every few minutes.
+    """
+    written = dg.AutomationCondition.any_deps_match(dg.AutomationCondition.newly_updated())
+    # A row becomes visible its delay after it was written, when nothing is written.
+    becomes_visible = bool(view.delay) and not view.is_window_view
+    wanted = written | dg.AutomationCondition.cron_tick_passed(_POLL) if becomes_visible else written
+    may_run = ~dg.AutomationCondition.execution_failed() | written | dg.AutomationCondition.cron_tick_passed(_RETRY_FAILED)
+    condition = (
+        wanted.since(dg.AutomationCondition.newly_updated())
+        & dg.AutomationCondition.all_deps_blocking_checks_passed()
+        & ~dg.AutomationCondition.any_deps_in_progress()
+        & ~dg.AutomationCondition.in_progress()
+        & may_run
+    )
+    return condition.with_label("history newer than the online store")
+
+
+def online_sensor() -> dg.AutomationConditionSensorDefinition:
+    """Return what looks at the online assets' conditions; on everywhere, since it only follows what was computed."""
+    return dg.AutomationConditionSensorDefinition(
+        "online_automation",
+        target=dg.AssetSelection.key_prefixes("online"),
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=10,
+        description="Pushes a view to the online store after its history was written.",
+    )

@@ -1,0 +1,58 @@
+"""
+All that Dagster needs of a project, from its registry.
+
+Knows which parts belong together. Each part is its own module's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import dagster as dg
+
+from feature_platform.model import ON_UPDATE
+from feature_platform.orchestration.assets import feature_assets, online_asset
+from feature_platform.orchestration.automation import job_of, online_sensor, schedule_of
+from feature_platform.orchestration.resources import FeatureStoreResource, OnlineStoreResource, duckdb_resource
+from feature_platform.orchestration.source_changes import update_sensor
+from feature_platform.orchestration.translator import source_spec
+from feature_platform.registry import Registry
+from feature_platform.settings import Settings
+
+__all__ = ["build_definitions"]
+
+
+def build_definitions(
+    registry: Registry, settings: Settings | None = None, *, resources: Mapping[str, object] | None = None
+) -> dg.Definitions:
+    """
+    Return the assets, checks, jobs, schedules, sensors and resources of a registry.
+
+    Args:
+        registry: What is declared.
+        settings: Where the project lives; `Settings.from_env()` if left out.
+        resources: Instead of ours, by name: `duckdb`, `online_store`, `feature_store`. `OnlineStoreResource(url=dg.EnvVar(...))`, say.
+    """
+    settings = settings or Settings.from_env()
+    views = list(registry.views.values())
+    jobs = {view.name: job_of(view) for view in views}
+    scheduled = [view for view in views if view.schedule not in {ON_UPDATE, None}]
+    following = [view for view in views if view.schedule in {ON_UPDATE, None}]
+    return dg.Definitions(
+        assets=[
+            *(source_spec(source) for source in registry.sources.values()),
+            *(feature_assets(view, settings) for view in views),
+            *(online_asset(view, settings) for view in views),
+        ],
+        jobs=list(jobs.values()),
+        schedules=[schedule_of(view, jobs[view.name], settings) for view in scheduled],
+        sensors=[*(update_sensor(view, jobs[view.name], settings) for view in following), online_sensor()],
+        resources={
+            "duckdb": duckdb_resource(settings),
+            "online_store": OnlineStoreResource.of(settings)(),
+            "feature_store": FeatureStoreResource.of(registry, settings)(),
+            **(resources or {}),
+        },
+        # A process per step costs two seconds; a view is one step, and the engine has threads of its own.
+        executor=dg.in_process_executor,
+    )
