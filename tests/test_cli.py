@@ -16,7 +16,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,6 +24,7 @@ from feature_platform.cli import cli
 from feature_platform.cli.arguments import parse_entity_rows
 from feature_platform.cli.output import EXIT_CODES, ago, span
 from feature_platform.cli.processes import free_port
+from feature_platform.cli.reference import help_text
 from feature_platform.dtypes import resolve
 from feature_platform.errors import EntityRowsError
 
@@ -123,8 +123,7 @@ def test_get_loads_no_duckdb(project: Path) -> None:
 @pytest.mark.parametrize("name", sorted(cli.commands))
 def test_every_command_has_an_example_and_json(name: str) -> None:
     """The help of each command shows how it is typed, and offers `--json`."""
-    command = cli.commands[name]
-    text = command.get_help(click.Context(command, info_name=f"fp {name}"))
+    text = help_text(cli.commands[name], f"fp {name}")
     assert f"fp {name}" in text.partition("Example")[2]
     assert "--json" in text
 
@@ -423,8 +422,14 @@ def test_composite_keys_make_rows() -> None:
 
 @pytest.mark.parametrize(
     ("length", "text"),
-    [(timedelta(days=1, hours=2), "1 d 2 h"), (timedelta(minutes=5), "5 min"), (timedelta(0), "0 s"), (None, "")],
-    ids=["two-magnitudes", "one", "zero", "none"],
+    [
+        (timedelta(days=30), "30 d"),
+        (timedelta(hours=26), "26 h"),
+        (timedelta(days=3, hours=1, minutes=5), "3 d 1 h 5 min"),
+        (timedelta(0), "0 s"),
+        (None, ""),
+    ],
+    ids=["days", "a-day-and-some", "magnitudes", "zero", "none"],
 )
 def test_lengths_of_time_read_as_people_write_them(length: timedelta | None, text: str) -> None:
     """A timedelta is shown in days, hours, minutes and seconds, leaving out what is zero."""

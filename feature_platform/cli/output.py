@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["EXIT_CODES", "Output", "ago", "count", "instant", "iso", "span"]
+__all__ = ["EXIT_CODES", "Output", "ago", "count", "instant", "iso", "shown_path", "span"]
 
 EXIT_CODES: Final = {
     0: "done",
@@ -35,6 +35,7 @@ EXIT_CODES: Final = {
     130: "stopped by Ctrl-C",
 }
 _FAILED, _UNREACHABLE = 1, 3
+_DAY_HOURS: Final = 24
 # Wide enough for every table of the example; a terminal has the width that it has.
 _PIPE_COLUMNS: Final = 160
 _MAGNITUDE = (("d", timedelta(days=1)), ("h", timedelta(hours=1)), ("min", timedelta(minutes=1)), ("s", timedelta(seconds=1)))
@@ -80,7 +81,7 @@ class Output:
             rows: One cell a heading; a Text keeps its style.
             right: Headings of the columns of numbers.
         """
-        table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
+        table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False, collapse_padding=True)
         for name in columns:
             table.add_column(name, justify="right" if name in right else "left", overflow="fold")
         for row in rows:
@@ -115,6 +116,7 @@ class Output:
             TimeElapsedColumn(),
             console=self._errors,
             transient=True,
+            disable=not self._errors.is_terminal,  # in a pipe it would leave an empty line
         ) as bars:
             whole = bars.add_task(doing, total=None)
             tasks: dict[str, Any] = {}
@@ -138,9 +140,12 @@ class Output:
 
 
 def span(length: timedelta | None) -> str:
-    """Return a length of time as people write it: `30 d`, `1 d 2 h`."""
+    """Return a length of time as people write it: `30 d`, `26 h`, `5 min 30 s`."""
     if length is None:
         return ""
+    hour, hours = timedelta(hours=1), length // timedelta(hours=1)
+    if length == hours * hour and _DAY_HOURS < hours < 3 * _DAY_HOURS and hours % _DAY_HOURS:
+        return f"{hours} h"  # as people say it: a promise of 26 hours, not of a day and two
     parts, rest = [], length
     for name, unit in _MAGNITUDE:
         amount, rest = divmod(rest, unit)

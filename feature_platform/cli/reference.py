@@ -13,7 +13,7 @@ import click
 from feature_platform.cli import cli
 from feature_platform.cli.output import EXIT_CODES
 
-__all__ = ["page"]
+__all__ = ["help_text", "page"]
 
 _HEAD = """# Command line
 
@@ -34,12 +34,13 @@ _HEAD = """# Command line
 def page() -> str:
     """Return the page's text."""
     codes = "\n".join(f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items())
-    parts = [_HEAD + codes, "## fp\n\n" + _help(cli, "fp")]
-    parts += [f"## fp {name}\n\n{_help(command, f'fp {name}')}" for name, command in cli.commands.items()]
+    parts = [_HEAD + codes, "## fp\n\n" + help_text(cli, "fp")]
+    parts += [f"## fp {name}\n\n{help_text(command, f'fp {name}')}" for name, command in cli.commands.items()]
     return "\n\n".join(parts) + "\n"
 
 
-def _help(command: click.Command, path: str) -> str:
+def help_text(command: click.Command, path: str) -> str:
+    """Return the help of a command as a block."""
     # One width, whatever the terminal, so that the page is the same everywhere.
     context = click.Context(command, info_name=path, terminal_width=100, max_content_width=100, help_option_names=["-h", "--help"])
     text = "\n".join(line.rstrip() for line in command.get_help(context).splitlines())

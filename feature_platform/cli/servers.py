@@ -16,6 +16,7 @@ import click
 
 from feature_platform.cli.arguments import Project, examples, json_option, pass_project
 from feature_platform.cli.online import online_address
+from feature_platform.cli.output import shown_path
 from feature_platform.cli.processes import LOOPBACK, ChildError, Children, StopSignals, answers, check_port
 from feature_platform.errors import SettingsError
 
@@ -92,11 +93,16 @@ def _show_addresses(project: Project, addresses: dict[str, str], logs: Path) -> 
         {
             "Dagster UI": addresses["ui"],
             "API": f"{addresses['api']}/docs",
-            "online store": addresses["online_store"],
+            "online store": _shown_store(addresses["online_store"], root),
         }
     )
     output.line(f"Logs in {logs.relative_to(root)}. Ctrl-C stops all three.", style="dim")
     output.document({**addresses, "pid": os.getpid(), "logs": str(logs.relative_to(root))})
+
+
+def _shown_store(address: str, root: Path) -> str:
+    path = address.removeprefix("unix://")
+    return f"{shown_path(Path(path), root)} (unix socket)" if path != address else address
 
 
 def _start_online_store(project: Project) -> str:
