@@ -33,7 +33,7 @@ __all__ = ["feature_assets", "online_asset"]
 _Progress: TypeAlias = Callable[[int, int], None]
 _PROGRESS_SECONDS = 5.0
 # What passes by itself: a disk, a network, a server that restarts.
-_RETRIES = dg.RetryPolicy(max_retries=2, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+_RETRIES = dg.RetryPolicy(max_retries=2, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 
 
 def feature_assets(view: FeatureView, settings: Settings) -> dg.AssetsDefinition:

@@ -17,7 +17,7 @@ from feature_platform.offline.store import OfflineStore
 from feature_platform.orchestration.partitions import adjacent, key_of, range_tags, span_of_tags
 from feature_platform.orchestration.translator import feature_key, feature_keys
 from feature_platform.settings import Settings
-from feature_platform.windows import Window, cron_of
+from feature_platform.windows import WHOLE, Window, cron_of
 
 __all__ = ["job_of", "online_condition", "online_sensor", "run_requests", "schedule_of", "tick_cron"]
 
@@ -72,7 +72,7 @@ def run_requests(
     wanted = sorted(due)
     if not wanted:
         return dg.SkipReason(f"{view.name}: every closed window is computed.")
-    busy = [span_of_tags(view, run.tags) for run in instance.get_runs(dg.RunsFilter(statuses=_IN_PROGRESS)) if _computes(run, view)]
+    busy = [_span(run, view) for run in instance.get_runs(dg.RunsFilter(statuses=_IN_PROGRESS)) if _computes(run, view)]
     open_windows = [window for window in wanted if not any(start <= window.start and window.end <= end for start, end in busy)]
     if not open_windows:
         return dg.SkipReason(f"{view.name}: a run that is under way computes what is due ({len(wanted)} windows).")
@@ -87,6 +87,13 @@ def _request(view: FeatureView, stretch: list[Window], tick: str) -> dg.RunReque
     if first == last:
         return dg.RunRequest(run_key=run_key, partition_key=key_of(view, first))
     return dg.RunRequest(run_key=run_key, tags=range_tags(view, stretch))
+
+
+def _span(run: dg.DagsterRun, view: FeatureView) -> tuple[datetime, datetime]:
+    try:
+        return span_of_tags(view, run.tags)
+    except ValueError:  # started before the view's schedule changed: it computes none of today's windows
+        return WHOLE.end, WHOLE.start
 
 
 def _computes(run: dg.DagsterRun, view: FeatureView) -> bool:

@@ -55,7 +55,12 @@ def partitions_def(view: FeatureView) -> dg.TimeWindowPartitionsDefinition | Non
 
 def key_of(view: FeatureView, window: Window) -> str:
     """Return the partition key of a window."""
-    return window.start.astimezone(ZoneInfo(_zone(view))).strftime(_format(view))
+    if _zone(view) == "UTC":
+        return window.key
+    definition = partitions_def(view)
+    assert definition is not None  # noqa: S101 - without a schedule the zone is of no use, and the key is "all"
+    # Dagster's own: where midnight does not exist it names the window after the midnight, and not after the hour that is.
+    return definition.get_partition_key_for_timestamp(window.start.timestamp())
 
 
 def window_of(view: FeatureView, key: str | None) -> Window:
@@ -94,7 +99,7 @@ def span_of_tags(view: FeatureView, tags: Mapping[str, str]) -> tuple[datetime, 
 
 
 def _zone(view: FeatureView) -> str:
-    return "UTC" if view.schedule == ON_UPDATE else view.timezone
+    return "UTC" if view.schedule in {ON_UPDATE, None} else view.timezone
 
 
 def _format(view: FeatureView) -> str:
