@@ -6,7 +6,10 @@ Every example writes real Parquet, computes it with the real engine in a random 
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from feature_platform import Aggregate, Entity, Feature, FeatureStatus, FeatureStore, FeatureView, ParquetSource, Registry, Settings
+from feature_platform.offline.point_in_time import AsOf
 from feature_platform.online.codec import ViewCodec
 from feature_platform.online.memory import MemoryOnlineStore
 from feature_platform.testing import Answer, aggregate_state, event_answer, window_answer
@@ -50,7 +54,7 @@ def watch_events(draw: st.DrawFn) -> list[dict[str, Any]]:
     rows = []
     for _ in range(draw(st.integers(0, 25))):
         at = T0 + draw(st.one_of(minutes, st.integers(0, HOURS).map(lambda hour: hour * 60))) * MINUTE
-        known_at = draw(st.one_of(st.none(), lags.map(lambda lag: at + lag * MINUTE)))
+        known_at = at + draw(lags) * MINUTE if draw(st.integers(0, 3)) else None
         rows.append(
             {
                 "user_id": draw(st.one_of(st.sampled_from(USERS), st.sampled_from([*USERS, None]))),
@@ -77,31 +81,73 @@ def orders(draw: st.DrawFn) -> list[tuple[int, int]]:
     return draw(st.lists(st.tuples(st.integers(0, HOURS - 1), st.integers(1, 6)), min_size=1, max_size=7))
 
 
-def write_source(root: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the rows as two files, so that a source is more than one."""
-    folder = root / "source"
-    folder.mkdir(exist_ok=True)
-    for index in (0, 1):
-        pq.write_table(pa.Table.from_pylist(rows[index::2], schema=SCHEMA), folder / f"{index}.parquet")
+@dataclass(frozen=True)
+class World:
+    """One random history: the source's rows, the order of computing, the moments asked about, the view's times."""
+
+    rows: list[dict[str, Any]]
+    times: list[datetime]
+    order: list[tuple[int, int]]
+    delay: timedelta
+    spare_ttl: timedelta | None
+    is_known_late: bool
+
+    @property
+    def source(self) -> ParquetSource:
+        """The declared source, with or without a time of knowledge."""
+        return ParquetSource("watches", "source/*.parquet", timestamp="at", created_timestamp="known_at" if self.is_known_late else None)
+
+    def ttl(self, least: timedelta) -> timedelta | None:
+        """Return a ttl that is at least what the view's kind allows."""
+        return None if self.spare_ttl is None else least + self.delay + self.spare_ttl
+
+    def compute(self, store: FeatureStore) -> set[datetime]:
+        """Compute the drawn ranges of windows, in the drawn order; return the ends of all."""
+        ends = set()
+        for first, length in self.order:
+            reports = store.compute(start=T0 + first * HOUR, end=T0 + (first + length) * HOUR, now=T0 + (HOURS + 6) * HOUR)
+            ends |= {report.window.end for report in reports}
+        return ends
 
 
-def asked(view: FeatureView, times: list[datetime]) -> pa.Table:
+worlds = st.builds(
+    World,
+    rows=watch_events(),
+    times=moments(),
+    order=orders(),
+    delay=st.sampled_from([timedelta(0), timedelta(0), 30 * MINUTE, 2 * HOUR]),
+    spare_ttl=st.sampled_from([None, timedelta(0), 20 * MINUTE, 3 * HOUR]),
+    is_known_late=st.booleans(),
+)
+
+
+@contextlib.contextmanager
+def store_of(world: World, view: FeatureView) -> Iterator[FeatureStore]:
+    """Open a store over the world's rows, written as two files, so that a source is more than one."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "source"
+        source.mkdir()
+        for index in (0, 1):
+            pq.write_table(pa.Table.from_pylist(world.rows[index::2], schema=SCHEMA), source / f"{index}.parquet")
+        with FeatureStore(Registry([view]), Settings(root=Path(folder)), online=MemoryOnlineStore()) as store:
+            yield store
+
+
+def asked(times: list[datetime]) -> pa.Table:
     """Return an entity row for every user (one unknown, one NULL) and time, with a label that must pass through."""
     rows = [{"user_id": user, "event_timestamp": at} for at in times for user in [*USERS, "zoe", None]]
     table = pa.Table.from_pylist(rows, schema=pa.schema([("user_id", pa.string()), ("event_timestamp", pa.timestamp("us", tz="UTC"))]))
     return table.append_column("label", pa.array(range(len(rows))))
 
 
-def offline_answers(store: FeatureStore, view: FeatureView, entity_df: pa.Table, **options: Any) -> list[dict[str, Answer]]:
+def offline_answers(store: FeatureStore, view: FeatureView, entity_df: pa.Table, as_of: AsOf = "known") -> list[dict[str, Answer]]:
     """Return what the point-in-time join answers, a dict a row, after checking L1."""
     names = [f"{view.name}:{name}" for name in view.feature_by_name]
-    result = store.get_historical_features(entity_df, names, statuses=True, **options).to_arrow()
+    result = store.get_historical_features(entity_df, names, as_of, statuses=True).to_arrow()
     assert result.select(entity_df.column_names).equals(entity_df), "L1: rows, order and input columns are untouched"
-    plain = store.get_historical_features(entity_df, names, **options).to_arrow()
+    plain = store.get_historical_features(entity_df, names, as_of).to_arrow()
     assert plain.equals(result.select(plain.column_names)), "statuses only add columns"
-    return [
-        {name: Answer(row[name], FeatureStatus(row[f"{name}__status"])) for name in view.feature_by_name} for row in result.to_pylist()
-    ]
+    return [{name: Answer(row[name], FeatureStatus(row[f"{name}__status"])) for name in view.feature_by_name} for row in result.to_pylist()]
 
 
 def same(expected: Answer, found: Answer) -> bool:
@@ -117,7 +163,7 @@ def assert_online_is_offline(store: FeatureStore, view: FeatureView, times: list
     for moment in times[:4]:
         store.materialize(view.name, now=moment)
         newest = moment if newest is None else max(newest, moment)
-        known = offline_answers(store, view, asked(view, [newest]))
+        known = offline_answers(store, view, asked([newest]))
         rows = [{"user_id": user} for user in [*USERS, "zoe"]]
         if not store.online.get_many([ViewCodec("feature_platform", view).meta_key])[0]:
             assert {answer.status for row in known for answer in row.values()} == {FeatureStatus.NOT_FOUND}, "nothing existed yet"
@@ -129,26 +175,30 @@ def assert_online_is_offline(store: FeatureStore, view: FeatureView, times: list
                 assert same(expected[name], Answer(value.value, value.status)), (view.name, newest, name)
 
 
-def source(*, created: bool) -> ParquetSource:
-    """Return the declared source, with or without a time of knowledge."""
-    return ParquetSource("watches", "source/*.parquet", timestamp="at", created_timestamp="known_at" if created else None)
-
-
 user = Entity("user", join_keys={"user_id": str})
-delays = st.sampled_from([timedelta(0), timedelta(0), 30 * MINUTE, 2 * HOUR])
-extra_ttls = st.sampled_from([None, timedelta(0), 20 * MINUTE, 3 * HOUR])
+
+
+def assert_like_brute_force(
+    store: FeatureStore, view: FeatureView, world: World, expect: Callable[[tuple[Any, ...], str, datetime], Answer], as_of: AsOf = "known"
+) -> None:
+    """Ask for every user at every moment, offline; then hold the online store to it."""
+    entity_df = asked(world.times)
+    answers = offline_answers(store, view, entity_df, as_of)
+    for row, answer in zip(entity_df.to_pylist(), answers, strict=True):
+        for name in view.feature_by_name:
+            expected = expect((row["user_id"],), name, row["event_timestamp"])
+            assert same(expected, answer[name]), (row, name, expected, answer[name])
+    assert_online_is_offline(store, view, world.times)
 
 
 @slow
-@given(rows=watch_events(), order=orders(), times=moments(), delay=delays, ttl=extra_ttls, created=st.booleans())
-def test_aggregates_answer_like_brute_force(
-    rows: list[dict[str, Any]], order: list[tuple[int, int]], times: list[datetime], delay: timedelta, ttl: timedelta | None, created: bool
-) -> None:
+@given(world=worlds)
+def test_aggregates_answer_like_brute_force(world: World) -> None:
     """L2, L3, L7, L8, L9: aggregates at any moment, computed in any order, are what counting by hand gives."""
     view = FeatureView(
         "activity",
         entity=user,
-        sources=[source(created=created)],
+        sources=[world.source],
         features=[
             Aggregate("n3", "count", window=3 * HOUR),
             Aggregate("n_amount", "count", column="amount", window=2 * HOUR),
@@ -162,48 +212,36 @@ def test_aggregates_answer_like_brute_force(
         ],
         schedule="@hourly",
         start=T0,
-        delay=delay,
-        ttl=None if ttl is None else HOUR + delay + ttl,
+        delay=world.delay,
+        ttl=world.ttl(HOUR),
     )
-    with tempfile.TemporaryDirectory() as folder:
-        write_source(Path(folder), rows)
-        ends = set()
-        with FeatureStore(Registry([view]), Settings(root=Path(folder)), online=MemoryOnlineStore()) as store:
-            for first, length in order:
-                reports = store.compute(start=T0 + first * HOUR, end=T0 + (first + length) * HOUR, now=T0 + (HOURS + 6) * HOUR)
-                ends |= {report.window.end for report in reports}
-            entity_df = asked(view, times)
-            answers = offline_answers(store, view, entity_df)
-            states = {end: aggregate_state(view, rows, end, where={"horrors": lambda row: row["genre"] == "horror"}) for end in ends}
-            for row, answer in zip(entity_df.to_pylist(), answers, strict=True):
-                for name in view.feature_by_name:
-                    expected = window_answer(view, ends, states.__getitem__, (row["user_id"],), name, row["event_timestamp"])
-                    assert same(expected, answer[name]), (row, name, expected, answer[name])
-            assert_online_is_offline(store, view, times)
+    where = {"horrors": lambda row: row["genre"] == "horror"}
+    with store_of(world, view) as store:
+        ends = world.compute(store)
+        states = {end: aggregate_state(view, world.rows, end, where=where) for end in ends}
+        assert_like_brute_force(store, view, world, lambda key, name, at: window_answer(view, ends, states.__getitem__, key, name, at))
 
 
 @slow
-@given(rows=watch_events(), order=orders(), times=moments(), delay=delays, ttl=extra_ttls, created=st.booleans())
-def test_snapshots_answer_like_brute_force(
-    rows: list[dict[str, Any]], order: list[tuple[int, int]], times: list[datetime], delay: timedelta, ttl: timedelta | None, created: bool
-) -> None:
+@given(world=worlds)
+def test_snapshots_answer_like_brute_force(world: World) -> None:
     """L2, L3, L7, L8, L9: a snapshot is the state of its window, and a key that it leaves out has no value from then on."""
     lookback = 2 * HOUR
     view = FeatureView(
         "profile",
         entity=user,
-        sources=[source(created=created)],
+        sources=[world.source],
         lookback=lookback,
         query="select user_id, count(*) as n, max(amount) as top, max(genre) as genre from watches group by user_id",
         features=[Feature("n", int, default=0), Feature("top", int), Feature("genre", str, default="none")],
         schedule="@hourly",
         start=T0,
-        delay=delay,
-        ttl=None if ttl is None else HOUR + delay + ttl,
+        delay=world.delay,
+        ttl=world.ttl(HOUR),
     )
 
     def state_at(end: datetime) -> dict[tuple[Any, ...], dict[str, Any]]:
-        known = [r for r in rows if not created or r["known_at"] is None or r["known_at"] <= end + delay]
+        known = [r for r in world.rows if not world.is_known_late or r["known_at"] is None or r["known_at"] <= end + world.delay]
         inside = [r for r in known if end - HOUR - lookback <= r["at"] < end and r["user_id"] is not None]
         state = {}
         for name in {r["user_id"] for r in inside}:
@@ -215,80 +253,55 @@ def test_snapshots_answer_like_brute_force(
             }
         return state
 
-    with tempfile.TemporaryDirectory() as folder:
-        write_source(Path(folder), rows)
-        ends = set()
-        with FeatureStore(Registry([view]), Settings(root=Path(folder)), online=MemoryOnlineStore()) as store:
-            for first, length in order[:3]:
-                reports = store.compute(start=T0 + first * HOUR, end=T0 + (first + length) * HOUR, now=T0 + (HOURS + 6) * HOUR)
-                ends |= {report.window.end for report in reports}
-            entity_df = asked(view, times)
-            answers = offline_answers(store, view, entity_df)
-            for row, answer in zip(entity_df.to_pylist(), answers, strict=True):
-                for name in view.feature_by_name:
-                    expected = window_answer(view, ends, state_at, (row["user_id"],), name, row["event_timestamp"])
-                    assert same(expected, answer[name]), (row, name, expected, answer[name])
-            assert_online_is_offline(store, view, times)
+    with store_of(world, view) as store:
+        ends = world.compute(store)
+        assert_like_brute_force(store, view, world, lambda key, name, at: window_answer(view, ends, state_at, key, name, at))
+
+
+def unique_history(world: World) -> list[dict[str, Any]]:
+    """Return the rows that an event view keeps: of full ties, the one that is greatest by the remaining columns."""
+
+    def rank(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple((row[name] is not None, row[name] or 0) for name in ("genre", "amount"))
+
+    unique: dict[Any, dict[str, Any]] = {}
+    for row in world.rows:
+        known_at = row["known_at"] if world.is_known_late else None
+        identity = (row["user_id"], row["at"], known_at)
+        winner = max([row, unique.get(identity, row)], key=rank)
+        unique[identity] = {**winner, "event_timestamp": row["at"], "created_timestamp": known_at}
+    return [row for row in unique.values() if row["user_id"] is not None]
 
 
 @slow
 @example(  # a row at its partition's start, asked for at the very microsecond from which it can be used
-    rows=[{"user_id": "ann", "at": T0 + 6 * HOUR, "known_at": None, "amount": 1, "price": None, "genre": "drama"}],
-    times=[T0 + 8 * HOUR],
-    delay=2 * HOUR,
-    ttl=None,
-    created=False,
+    world=World(
+        rows=[{"user_id": "ann", "at": T0 + 6 * HOUR, "known_at": None, "amount": 1, "price": None, "genre": "drama"}],
+        times=[T0 + 8 * HOUR],
+        order=[],
+        delay=2 * HOUR,
+        spare_ttl=None,
+        is_known_late=False,
+    ),
     schedule="0 */6 * * *",
     as_of="known",
 )
-@given(
-    rows=watch_events(),
-    times=moments(),
-    delay=delays,
-    ttl=extra_ttls,
-    created=st.booleans(),
-    schedule=st.sampled_from(["0 */6 * * *", None]),
-    as_of=st.sampled_from(["known", "latest"]),
-)
-def test_event_views_answer_like_brute_force(
-    rows: list[dict[str, Any]],
-    times: list[datetime],
-    delay: timedelta,
-    ttl: timedelta | None,
-    created: bool,
-    schedule: str | None,
-    as_of: str,
-) -> None:
+@given(world=worlds, schedule=st.sampled_from(["0 */6 * * *", None]), as_of=st.sampled_from(["known", "latest"]))
+def test_event_views_answer_like_brute_force(world: World, schedule: str | None, as_of: AsOf) -> None:
     """L2, L3, L4, L8: the newest visible row wins, as a whole, its NULLs too, whatever the order of event and knowledge."""
+    created = ", known_at as created_timestamp" if world.is_known_late else ""
     view = FeatureView(
         "last_watch",
         entity=user,
-        sources=[source(created=created)],
-        query=f"select user_id, \"at\" as event_timestamp{', known_at as created_timestamp' if created else ''}, genre, amount from watches",
+        sources=[world.source],
+        query=f'select user_id, "at" as event_timestamp{created}, genre, amount from watches',
         features=[Feature("genre", str, default="none"), Feature("amount", int)],
         schedule=schedule,
         start=T0 if schedule else None,
-        delay=delay,
-        ttl=None if ttl is None else MINUTE + delay + ttl,
+        delay=world.delay,
+        ttl=world.ttl(MINUTE),
     )
-    unique: dict[Any, dict[str, Any]] = {}
-    for row in rows:  # full ties: the row that is greatest by the remaining columns stays
-        identity = (row["user_id"], row["at"], row["known_at"] if created else None)
-        rank = lambda r: tuple((r[name] is not None, r[name] if r[name] is not None else 0) for name in ("genre", "amount"))  # noqa: E731
-        unique[identity] = max([row, unique.get(identity, row)], key=rank)
-    history = [
-        {"user_id": r["user_id"], "event_timestamp": r["at"], "created_timestamp": r["known_at"] if created else None, "genre": r["genre"], "amount": r["amount"]}
-        for r in unique.values()
-        if r["user_id"] is not None
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        write_source(Path(folder), rows)
-        with FeatureStore(Registry([view]), Settings(root=Path(folder)), online=MemoryOnlineStore()) as store:
-            store.compute(now=T0 + 24 * HOUR)
-            entity_df = asked(view, times)
-            answers = offline_answers(store, view, entity_df, as_of=as_of)
-            for row, answer in zip(entity_df.to_pylist(), answers, strict=True):
-                for name in view.feature_by_name:
-                    expected = event_answer(view, history, (row["user_id"],), name, row["event_timestamp"], as_of=as_of)
-                    assert same(expected, answer[name]), (row, name, expected, answer[name])
-            assert_online_is_offline(store, view, times)
+    history = unique_history(world)
+    with store_of(world, view) as store:
+        store.compute(now=T0 + 24 * HOUR)
+        assert_like_brute_force(store, view, world, lambda key, name, at: event_answer(view, history, key, name, at, as_of=as_of), as_of)
