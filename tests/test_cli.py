@@ -23,7 +23,7 @@ import pytest
 from feature_platform.cli import cli
 from feature_platform.cli.arguments import parse_entity_rows
 from feature_platform.cli.output import EXIT_CODES, ago, span
-from feature_platform.cli.processes import free_port
+from feature_platform.cli.processes import ChildError, Children, StopSignals, free_port
 from feature_platform.cli.reference import help_text
 from feature_platform.dtypes import resolve
 from feature_platform.errors import EntityRowsError
@@ -199,6 +199,15 @@ def test_a_folder_that_is_no_project_is_told_how_to_become_one(tmp_path: Path) -
     assert "[tool.feature_platform]" in fp(tmp_path, "list", code=1).stderr
 
 
+def test_what_declarations_print_is_not_the_answer(tmp_path: Path) -> None:
+    """A print in the project's own code does not spoil the JSON document."""
+    fp(tmp_path, "init", "shop")
+    with (tmp_path / "shop" / "features" / "streaming.py").open("a") as file:
+        file.write('\nprint("loaded")\n')
+    assert "loaded" in fp(tmp_path / "shop", "check").stderr
+    assert fp_json(tmp_path / "shop", "check")["views"] == 3
+
+
 def test_check_reads_the_sources_and_keeps_nothing(project: Path, bare: Path) -> None:
     """`check --sources` computes the newest windows where nobody looks, and names each view that fails."""
     before = sorted(project.joinpath("data/features").rglob("*"))
@@ -335,6 +344,48 @@ def test_up_answers_at_three_addresses_and_ctrl_c_stops_everything(bare: Path, p
     with pytest.raises(OSError, match="refused"):
         read_status(f"{document['api']}/health")
     assert (project / ".dagster" / "dagster.yaml").resolve() == project / "dagster.yaml"
+
+
+def test_serve_refuses_the_network_without_a_token(bare: Path) -> None:
+    """Beyond loopback a token is needed: refused with one document, and no address is printed."""
+    assert fp_json(bare, "serve", "--host", "0.0.0.0", code=1)["error"]["field"] == "api_token"  # noqa: S104 - that is refused
+
+
+def test_a_child_that_ends_is_told_with_its_last_words(tmp_path: Path) -> None:
+    """Where a server ends by itself, the error names it, its code and the end of its output."""
+    with Children() as children:
+        child = children.start("the API", ["sh", "-c", "echo no such registry; exit 3"], folder=tmp_path, log=tmp_path / "logs" / "api.log")
+        child.process.wait(10)
+        with pytest.raises(ChildError, match=r"(?s)the API ended with code 3.*no such registry"):
+            children.check()
+
+
+@pytest.mark.parametrize("script", ["sleep 300 & sleep 300", "trap '' INT TERM; sleep 300 & sleep 300; sleep 300"], ids=["polite", "deaf"])
+def test_children_take_theirs_with_them(tmp_path: Path, script: str) -> None:
+    """Stopped, a child's own children end too; a second Ctrl-C cuts the wait for those that do not listen."""
+    started = time.monotonic()
+    with Children() as children:
+        child = children.start("a server", ["sh", "-c", script], folder=tmp_path, log=tmp_path / "log")
+        while len(group := [child.process.pid, *descendants(child.process.pid)]) < 3:
+            time.sleep(0.05)
+        children.stop(hurry=lambda: True)
+    assert not [pid for pid in group if is_alive(pid)]
+    assert time.monotonic() - started < 15
+
+
+def test_signals_are_counted_even_where_they_were_ignored() -> None:
+    """A shell's background command has SIGINT ignored; within StopSignals it counts, and afterwards it is as it was."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            assert not signals.wait(0)
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signals.wait(5)
+            assert signals.asked == 2
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def read_document(process: subprocess.Popen[str]) -> str:

@@ -233,6 +233,8 @@ def _http_answer(run: _Demo) -> dict[str, Any]:
                     raise ChildError(message)
         answer = _post(f"{url}/get-online-features", body, settings.api_token)
         children.stop()
+    if signals.asked:
+        raise KeyboardInterrupt
     output.show(Syntax(json.dumps(answer, indent=2), "json", background_color="default"))
     run.document["http"] = {"request": body, "response": answer}
     return answer

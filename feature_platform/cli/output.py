@@ -51,13 +51,15 @@ class Output:
 
     def __init__(self) -> None:
         self.is_json = False
+        self._has_document = False
         width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_COLUMNS
         self._console = Console(highlight=False, width=width, soft_wrap=False)
         self._errors = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else _PIPE_COLUMNS)
 
     def document(self, content: object) -> None:
-        """Print the JSON document; only machines see it."""
-        if self.is_json:
+        """Print the JSON document, the first one only; only machines see it."""
+        if self.is_json and not self._has_document:
+            self._has_document = True
             # Straight to the file: rich would wrap long lines.
             sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
             sys.stdout.flush()

@@ -167,9 +167,11 @@ def serve(project: Project, *, host: str | None, port: int | None) -> None:
     Documentation of the routes is at /docs.
     """
     from feature_platform import api  # noqa: PLC0415 - loads FastAPI
+    from feature_platform.api.auth import check_binding  # noqa: PLC0415 - as above
 
     settings = project.settings
     host, port = host or settings.api_host, settings.api_port if port is None else port
+    check_binding(settings, host)
     if host in {LOOPBACK, "localhost"}:
         check_port(port, "the API", "--port")
     url = f"http://{host}:{port}"
