@@ -1,0 +1,134 @@
+"""
+The load generator: keep-alive connections on raw sockets, each with one request under way.
+
+Every answer under load must equal, byte for byte, the one that was read and checked before. Latencies at a fixed rate count
+from the moment a request was due, so a slow answer cannot hide the wait of the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvloop
+
+from benchmarks.checksums import checksum_of_rows
+from benchmarks.measuring import BenchmarkError, Run, percentile_ms
+from benchmarks.online_data import entity_id, references
+
+_WARM_UP_SECONDS = 0.5
+_HOST = "127.0.0.1"
+
+
+@dataclass
+class _Load:
+    """What the connections of one load share."""
+
+    port: int
+    requests: list[bytes]
+    answers: list[bytes]
+    stop: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+    wrong: int = 0
+
+
+def run(*, port: int, asked: list[list[int]], width: int, connections: int, seconds: float, rate: float | None) -> Run:
+    """Ask every question once, in order; warm up; then load for some seconds."""
+    requests = [_request(port, numbers, width) for numbers in asked]
+    return uvloop.run(_run(_Load(port, requests, []), width, connections, seconds, rate))
+
+
+async def _run(load: _Load, width: int, connections: int, seconds: float, rate: float | None) -> Run:
+    reader, writer = await asyncio.open_connection(_HOST, load.port)
+    for request in load.requests:
+        load.answers.append(await _ask(reader, writer, request))
+    writer.close()
+    checksum = checksum_of_rows(row for answer in load.answers for row in _values(answer, width))
+    await _drive(load, connections, min(_WARM_UP_SECONDS, seconds), rate)
+    load.latencies.clear()
+    took = await _drive(load, connections, seconds, rate)
+    if load.wrong or not load.latencies:
+        message = f"{load.wrong} answers under load were not the ones read before"
+        raise BenchmarkError(message)
+    done = len(load.latencies)
+    return Run(
+        # At a fixed rate the time between answers is ours; the time that one takes is the server's.
+        seconds=took / done if rate is None else sum(load.latencies) / done,
+        rate=done / took,
+        p50_ms=percentile_ms(load.latencies, 50),
+        p99_ms=percentile_ms(load.latencies, 99),
+        checksum=checksum,
+    )
+
+
+async def _drive(load: _Load, connections: int, seconds: float, rate: float | None) -> float:
+    started = time.perf_counter()
+    load.stop = started + seconds
+    if rate is None:
+        await asyncio.gather(*(_as_fast_as_it_goes(load, number) for number in range(connections)))
+    else:
+        await asyncio.gather(*(_at_a_rate(load, number, started, connections, rate) for number in range(connections)))
+    return time.perf_counter() - started
+
+
+async def _as_fast_as_it_goes(load: _Load, number: int) -> None:
+    reader, writer = await asyncio.open_connection(_HOST, load.port)
+    index = number
+    while (started := time.perf_counter()) < load.stop:
+        index = (index + 1) % len(load.requests)
+        answer = await _ask(reader, writer, load.requests[index])
+        load.latencies.append(time.perf_counter() - started)
+        load.wrong += answer != load.answers[index]
+    writer.close()
+
+
+async def _at_a_rate(load: _Load, number: int, started: float, connections: int, rate: float) -> None:
+    reader, writer = await asyncio.open_connection(_HOST, load.port)
+    index, due = number, started + number / rate
+    while due < load.stop:
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        index = (index + 1) % len(load.requests)
+        answer = await _ask(reader, writer, load.requests[index])
+        load.latencies.append(time.perf_counter() - due)
+        load.wrong += answer != load.answers[index]
+        due += connections / rate
+    writer.close()
+
+
+async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bytes:
+    writer.write(request)
+    head = await reader.readuntil(b"\r\n\r\n")
+    body = await reader.readexactly(_length(head))
+    if not head.startswith(b"HTTP/1.1 200 "):
+        message = f"{head.splitlines()[0].decode()}: {body[:300].decode()}"
+        raise BenchmarkError(message)
+    return body
+
+
+def _length(head: bytes) -> int:
+    lower = head.lower()
+    at = lower.index(b"content-length:") + len(b"content-length:")
+    return int(lower[at : lower.index(b"\r\n", at)])
+
+
+def _request(port: int, numbers: Sequence[int], width: int) -> bytes:
+    """Ask for one entity in the short form, for several in columns."""
+    ids = [entity_id(number) for number in numbers]
+    body: dict[str, Any] = {"features": references(width)}
+    body |= {"member_id": ids[0]} if len(ids) == 1 else {"entities": {"member_id": ids}}
+    text = json.dumps(body).encode()
+    head = f"POST /get-online-features HTTP/1.1\r\nhost: {_HOST}:{port}\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(text)}\r\n\r\n".encode() + text
+
+
+def _values(answer: bytes, width: int) -> list[list[Any]]:
+    """Return the rows of an answer in either form."""
+    body = json.loads(answer)
+    if "results" not in body:
+        return [list(body["features"].values())]
+    columns = [column["values"] for column in body["results"][-width:]]
+    return [list(row) for row in zip(*columns, strict=True)]
