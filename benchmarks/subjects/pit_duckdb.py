@@ -47,4 +47,6 @@ def _sql(files: list[list[str]], columns: list[list[str]], entities: str, ttl_da
             f"asof left join read_parquet({files[view]}) as v{view} "
             f"on e.account_id = v{view}.account_id and e.event_timestamp >= v{view}.event_timestamp"
         )
-    return f"select {', '.join(selected)} from '{entities}' as e {' '.join(joins)} order by e.row"
+    # Cast here: else every time of the history becomes an aware one in the comparison, for half as much time again.
+    rows = f"select row, account_id, event_timestamp::timestamp as event_timestamp from '{entities}'"
+    return f"select {', '.join(selected)} from ({rows}) as e {' '.join(joins)} order by e.row"
