@@ -51,7 +51,7 @@ def show_features(project: Project) -> None:
                 of_view, times = [None] * len(of_view), [None] * len(times)
             rows.append([*of_view, Text(feature.name, style="bold"), str(feature.type), *times, feature.description])
     columns = ["view", "kind", "feature", "dtype", "schedule", "ttl", "freshness", "owners", "description"]
-    project.output.table(columns, rows)
+    project.output.table(columns, rows, optional=["owners", "description", "freshness", "ttl"])
 
 
 @click.command(epilog=examples("fp describe user_activity", "fp describe user_activity:watch_count_30d", "fp describe recommender"))

@@ -26,7 +26,7 @@ from feature_platform.cli.output import count, instant, iso, shown_path
 from feature_platform.cli.processes import LOOPBACK, ChildError, Children, StopSignals, answers, free_port
 from feature_platform.cli.servers import api_command, dagster_home
 from feature_platform.errors import SettingsError, UnknownNameError
-from feature_platform.model import FeatureView, ViewKind
+from feature_platform.model import FeatureStatus, FeatureView, ViewKind
 
 if TYPE_CHECKING:
     from feature_platform.feature_store import FeatureStore
@@ -150,7 +150,7 @@ def _run_assets(run: _Demo, store: FeatureStore, views: list[FeatureView], repor
     for one in runs:
         partitions = " to ".join(dict.fromkeys(one.partitions)) if one.partitions else ""
         rows.append(["\n".join(one.assets), partitions, f"{one.seconds:.1f}", one.run_id[:8]])
-    output.table(["assets", "partitions", "seconds", "run"], rows, right=["seconds"])
+    output.table(["assets", "partitions", "seconds", "run"], rows, right=["seconds"], optional=["run", "seconds"])
     run.document["runs"] = [{"assets": one.assets, "partitions": one.partitions, "run_id": one.run_id} for one in runs]
 
 
@@ -190,12 +190,14 @@ def _training_frame(run: _Demo, store: FeatureStore, report: SampleReport) -> No
         wrong = [Text(str(value), style="" if value == answer else "bold red") for value in naive.values()]
         shown.append([row["user_id"], instant(row["event_timestamp"]), *values, *wrong])
         frame.append({**row, "event_timestamp": iso(row["event_timestamp"]), **naive})
-    run.project.output.table(["user_id", "event_timestamp", *FEATURES, "naive: by event time", "naive: newest value"], shown)
+    run.project.output.table(["user_id", "event_timestamp", *FEATURES, "naive (time)", "naive (last)"], shown, optional=["watch_count_30d"])
     run.project.output.line(
         f"The last row is the leak. {casual} watched {LATE_EXAMPLE.genre} before that moment, but the row arrived "
         f"{LATE_EXAMPLE.lag // timedelta(hours=1)} hours late: nobody knew it yet. What was known is {LATE_EXAMPLE.genre_before}. "
-        "(Its other two features are defaults, NOT_FOUND: the demo computes no windows that far back.)"
+        "One naive join goes by the event's time alone, the other takes the last value whatever the row's time."
     )
+    if right[-1]["user_segment__status"] == FeatureStatus.NOT_FOUND:
+        run.project.output.line("Its other two features are defaults, NOT_FOUND: the demo computes no windows that far back.", style="dim")
     run.document["training_frame"] = frame
 
 

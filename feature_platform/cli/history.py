@@ -91,10 +91,11 @@ def compute(project: Project, *, views: tuple[str, ...], start: datetime | None,
         by_view.setdefault(report.view, []).append(report)
     for view, its in by_view.items():
         written, seconds = sum(one.partition.rows for one in its), sum(one.seconds for one in its)
-        span = f"{instant(its[0].window.start)} to {instant(its[-1].window.end)}" if its[0].window.key != "all" else "the whole table"
-        rows.append([view, count(len(its)), span, count(written), f"{seconds:.1f}", shown_path(its[0].path.parent, root)])
+        span = ["the whole table", ""] if its[0].window.key == "all" else [instant(its[0].window.start), instant(its[-1].window.end)]
+        rows.append([view, count(len(its)), *span, count(written), f"{seconds:.1f}"])
     if rows:
-        project.output.table(["view", "windows", "UTC", "rows", "seconds", "folder"], rows, right=["windows", "rows", "seconds"])
+        project.output.table(["view", "windows", "from (UTC)", "to", "rows", "seconds"], rows, right=["windows", "rows", "seconds"])
+        project.output.line(f"Written to {shown_path(project.settings.offline_root, root)}.", style="dim")
     else:
         project.output.line("Nothing to do: every closed window is there." if start is None else "No closed window lies in that range.")
     project.output.document({"partitions": [_partition(report, root) for report in reports]})

@@ -183,6 +183,7 @@ def status(project: Project, *, now: datetime | None) -> None:
         ["view", "windows", "stale", "history up to", "newest source row", "online as of", "online"],
         [_status_row(one, moment) for one in found],
         right=["windows", "stale"],
+        optional=["online as of", "newest source row", "stale"],
     )
     output.line(f"online store: {where}", style="dim")
     if any(one["windows_stale"] for one in found):

@@ -36,6 +36,7 @@ EXIT_CODES: Final = {
 }
 _FAILED, _UNREACHABLE = 1, 3
 _DAY_HOURS: Final = 24
+_BETWEEN: Final = 2
 # Wide enough for every table of the example; a terminal has the width that it has.
 _PIPE_COLUMNS: Final = 160
 _MAGNITUDE = (("d", timedelta(days=1)), ("h", timedelta(hours=1)), ("min", timedelta(minutes=1)), ("s", timedelta(seconds=1)))
@@ -74,7 +75,9 @@ class Output:
         if not self.is_json:
             self._console.print(renderable)
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> None:
+    def table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = (), optional: Sequence[str] = ()
+    ) -> None:
         """
         Print a table; None is an empty cell, and no cell is read as markup.
 
@@ -82,12 +85,18 @@ class Output:
             columns: Headings.
             rows: One cell a heading; a Text keeps its style.
             right: Headings of the columns of numbers.
+            optional: Headings of the columns to leave out, in this order, while the table is wider than the terminal.
         """
+        cells = [[cell if isinstance(cell, Text) else Text("" if cell is None else str(cell)) for cell in row] for row in rows]
+        widths = {name: max([len(name), *(row[place].cell_len for row in cells)]) for place, name in enumerate(columns)}
+        for name in optional:
+            if sum(widths.values()) + _BETWEEN * (len(widths) - 1) > self._console.width:
+                del widths[name]
         table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False, collapse_padding=True)
-        for name in columns:
+        for name in widths:
             table.add_column(name, justify="right" if name in right else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*[cell if isinstance(cell, Text) else Text("" if cell is None else str(cell)) for cell in row])
+        for row in cells:
+            table.add_row(*[cell for name, cell in zip(columns, row, strict=True) if name in widths])
         self.show(table)
 
     def facts(self, pairs: Mapping[str, object]) -> None:

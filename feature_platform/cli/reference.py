@@ -22,6 +22,7 @@ _HEAD = """# Command line
 - Commands work from any folder of a project: they look upward for a `pyproject.toml` with `[tool.feature_platform]`.
 - Every command takes `--json`: stdout then gets one JSON document and nothing else. Where the command fails it is
   `{"error": {"type": ..., "message": ..., "field": ...}}`. Progress and messages go to stderr.
+- A table leaves out what does not fit the terminal (owners and descriptions first); the JSON has it all.
 - Times are ISO 8601, in UTC unless they name an offset. In JSON, times are UTC and lengths of time are seconds.
 
 ## Exit codes
