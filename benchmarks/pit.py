@@ -24,19 +24,18 @@ class _Case:
     entities: int
     ttl_days: float | None = None
     memory: str | None = None
-    prefix: str = ""
+    title: str = ""
     window: tuple[float, float] | None = None
     peers: frozenset[str] = frozenset({"duckdb", "polars", "pandas", "feast"})
 
     @property
     def name(self) -> str:
-        if self.memory:
-            return f"R={size_text(self.history.rows)} E={size_text(self.entities)} memory={self.memory}"
+        if self.title:
+            return self.title
         sizes = f"R={size_text(self.history.rows)} E={size_text(self.entities)}"
-        if self.prefix:
-            return f"{self.prefix} {sizes}".strip()
-        ttl = "none" if self.ttl_days is None else f"{self.ttl_days:g}d"
-        return f"{sizes} K={self.history.views} ttl={ttl}"
+        if self.memory:
+            return f"{sizes} memory={self.memory}"
+        return f"{sizes} K={self.history.views} ttl={'none' if self.ttl_days is None else f'{self.ttl_days:g}d'}"
 
 
 def run(context: Context, tally: Tally) -> None:
@@ -65,9 +64,9 @@ def _full() -> list[_Case]:
         _Case(history=history, entities=1_000_000),
         _Case(history=history, entities=1_000_000, ttl_days=1),
         _Case(history=large, entities=10_000_000, memory="1GB", peers=frozenset({"duckdb"})),
-        _Case(history=History(rows=1_000_000, views=1, features=50), entities=1_000_000, prefix="wide 50 features", peers=several),
-        _Case(history=History(rows=1_000_000, views=10, features=3), entities=1_000_000, prefix="10 views", peers=several),
-        _Case(history=years, entities=100_000, prefix="one week of two years", window=(700, 707), ttl_days=7, peers=several),
+        _Case(history=History(rows=1_000_000, views=1, features=50), entities=1_000_000, title="wide 50 features", peers=several),
+        _Case(history=History(rows=1_000_000, views=10, features=3), entities=1_000_000, title="10 views", peers=several),
+        _Case(history=years, entities=100_000, title="one week of two years", window=(700, 707), ttl_days=7, peers=several),
     ]
 
 

@@ -93,11 +93,11 @@ def _ratios(cases: Sequence[Mapping[str, Any]]) -> list[str]:
 def _time(seconds: float) -> str:
     for factor, unit in ((1, "s"), (1e3, "ms")):
         if seconds * factor >= 1:
-            return f"{seconds * factor:.3g} {unit}"
-    return f"{seconds * 1e6:.3g} us"
+            return f"{_number(seconds * factor)} {unit}"
+    return f"{_number(seconds * 1e6)} us"
 
 
 def _number(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"  # .3g would write 1e+03
