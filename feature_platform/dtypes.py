@@ -70,6 +70,7 @@ _SUPPORTED = (
     "bool, int, float, str, bytes, date, datetime, Decimal, list[...] of these, a dict of names to dtypes, or a pyarrow DataType of these"
 )
 _MAX_DECIMAL_DIGITS = 38
+_EXACT_IN_FLOAT32, _EXACT_IN_FLOAT64 = 2**24, 2**53
 
 
 def to_micros(instant: datetime) -> int:
@@ -121,6 +122,19 @@ class Dtype:
         if not _is_of(self, value):
             message = f"{value!r} ({type(value).__name__}) is not of dtype {self}."
             raise DtypeError(message)
+
+    def normal(self, value: Value) -> Value:
+        """
+        Return a value of this dtype as it would come back after it was stored.
+
+        Instants become UTC, a struct gets all its fields, a float32 and a decimal the digits that they keep.
+        """
+        if value is None:
+            return None
+        stored = pa.array([value], self.arrow)[0].as_py()
+        to_wire, from_wire = self.to_wire, self.from_wire
+        wire = stored if to_wire is None else to_wire(stored)
+        return wire if from_wire is None else from_wire(wire)
 
     @property
     def to_wire(self) -> Callable[[Any], Any] | None:
@@ -176,6 +190,12 @@ def _is_int(dtype: Dtype, value: object) -> bool:
     return low <= value < high
 
 
+def _is_float(dtype: Dtype, value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return isinstance(value, float) or abs(value) <= (_EXACT_IN_FLOAT32 if dtype.arrow == pa.float32() else _EXACT_IN_FLOAT64)
+
+
 def _is_decimal(dtype: Dtype, value: object) -> bool:
     if not isinstance(value, (Decimal, int)) or isinstance(value, bool):
         return False
@@ -200,7 +220,7 @@ def _is_map(dtype: Dtype, value: object) -> bool:
 _IS_OF: dict[str, Callable[[Dtype, object], bool]] = {
     "bool": lambda _, value: isinstance(value, bool),
     "int": _is_int,
-    "float": lambda _, value: isinstance(value, (int, float)) and not isinstance(value, bool),
+    "float": _is_float,
     "str": lambda _, value: isinstance(value, str) and _is_utf8(value),
     "bytes": lambda _, value: isinstance(value, bytes),
     "date": lambda _, value: isinstance(value, date) and not isinstance(value, datetime),
@@ -260,7 +280,7 @@ _TO_JSON: dict[str, Callable[[Any], Any]] = {
     "bytes": lambda value: base64.b64encode(value).decode("ascii"),
     "date": date.isoformat,
     "datetime": _iso,
-    "decimal": str,
+    "decimal": lambda value: format(Decimal(value), "f"),
 }
 _FROM_JSON: dict[str, Callable[[Any], Any]] = {
     "bytes": lambda text: base64.b64decode(text, validate=True),
@@ -391,6 +411,8 @@ def _from_arrow(arrow: pa.DataType, declared: object) -> Dtype:
         return Dtype(pa.map_(pa.string(), item.arrow), f"map(varchar, {item.duckdb})", "map", (("item", item),))
     if pa.types.is_struct(arrow) and arrow.num_fields:
         fields = tuple((field.name, _from_arrow(field.type, declared)) for field in arrow)
+        if len({name.lower() for name, _ in fields} - {""}) != len(fields):
+            raise DtypeError(f"dtype {declared!r} has fields without a name, or two of one name in SQL.\nGive each its own name.")
         quoted = ", ".join('"' + name.replace('"', '""') + '" ' + child.duckdb for name, child in fields)
         return Dtype(pa.struct([(name, child.arrow) for name, child in fields]), f"struct({quoted})", "struct", fields)
     raise _unsupported(declared)
