@@ -35,7 +35,7 @@ def describe_machine() -> dict[str, Any]:
         "cpu": _first("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "memory_gb": round(int(memory.split()[0]) / 2**20, 1) if memory else None,
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "load_1m": round(os.getloadavg()[0], 2),
     }
 

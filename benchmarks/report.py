@@ -43,7 +43,9 @@ def to_markdown(documents: Sequence[Mapping[str, Any]]) -> str:
     """Return runs as Markdown: machine and versions once where they agree, one table."""
     lines: list[str] = []
     for part in ("machine", "versions"):
-        texts = dict.fromkeys(_line({k: v for k, v in one[part].items() if k != "load_1m"}) for one in documents)
+        facts = [{name: value for name, value in one[part].items() if name != "load_1m"} for one in documents]
+        # A run without Feast says less, not something else.
+        texts = dict.fromkeys(_line(one) for one in facts if not any(one.items() < other.items() for other in facts))
         lines += [f"{part.capitalize()}: {text}" for text in texts] + [""]
     loads = ", ".join(str(one["machine"].get("load_1m")) for one in documents)
     lines += [f"Load average at the start of each run: {loads}", "", f"| {' | '.join(_HEAD)} |"]
