@@ -11,18 +11,17 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from feature_platform.dtypes import MICROSECOND
-from feature_platform.errors import ContractError, suggest
+from feature_platform.errors import ContractError, QueryError, suggest
 from feature_platform.model import Aggregate, FeatureView
-from feature_platform.offline.query import check_select, fits, interval, quote, quote_all, type_family
+from feature_platform.offline.query import fits, interval, named_parameters, quote, type_family
+from feature_platform.offline.safety import check_select
 from feature_platform.offline.store import TOMBSTONE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import duckdb
     from duckdb.sqltypes import DuckDBPyType
 
-__all__ = ["aggregates_of", "change_points_sql", "check_aggregates", "longest_window"]
+__all__ = ["aggregates_of", "change_points_sql", "check_aggregates", "known_from", "longest_window"]
 
 
 def aggregates_of(view: FeatureView) -> list[Aggregate]:
@@ -50,13 +49,21 @@ def check_aggregates(connection: duckdb.DuckDBPyConnection, view: FeatureView) -
     for aggregate in aggregates_of(view):
         if aggregate.where:
             sql = f"select * from {quote(source.name)} where ({aggregate.where}\n)"
-            check_select(connection, sql, sources=[source.name], where=f"view {view.name!r}: feature {aggregate.name!r}")
+            where = f"view {view.name!r}: feature {aggregate.name!r}"
+            check_select(connection, sql, sources=[source.name], where=where)
+            if names := named_parameters(connection, sql):
+                message = (
+                    f"{where}: its condition names ${min(names)}.\nIt holds for every window alike: leave the window's bounds to `window`."
+                )
+                raise QueryError(message)
     relation = connection.sql(f"select * from {quote(source.name)} limit 0")
     types = dict(zip(relation.columns, relation.types, strict=True))
     for name, dtype in view.entity.keys.items():
         _has_column(view, f"join key {name!r}", name, types)
         if not fits(types[name], dtype):
-            message = f"view {view.name!r}: join key {name!r} is {dtype}, its source has {types[name]}.\nDeclare it, or store it, as the other."
+            message = (
+                f"view {view.name!r}: join key {name!r} is {dtype}, its source has {types[name]}.\nDeclare it, or store it, as the other."
+            )
             raise ContractError(message)
     for aggregate in aggregates_of(view):
         if aggregate.column is not None:
@@ -89,8 +96,8 @@ def _check_dtype(view: FeatureView, aggregate: Aggregate, column: DuckDBPyType) 
         raise ContractError(message)
 
 
-def _known(view: FeatureView, alias: str) -> str:
-    """Return SQL for the first instant at which a window end may count an event: never before it was known."""
+def known_from(view: FeatureView, alias: str) -> str:
+    """Return SQL for the first window end that may count a source row: after its time, and never before it was known."""
     created = view.sources[0].created_timestamp
     after = f"{alias}.{quote(view.sources[0].timestamp or '')} + {interval(MICROSECOND)}"
     if created is None:
@@ -98,90 +105,93 @@ def _known(view: FeatureView, alias: str) -> str:
     return f"greatest({after}, coalesce({alias}.{quote(created)} - {interval(view.delay)}, {after}))"
 
 
-def _value(aggregate: Aggregate, column: DuckDBPyType | None, inside: str, time: str) -> str:
-    name = None if aggregate.column is None else f"e.{quote(aggregate.column)}"
+def _value(aggregate: Aggregate, column: DuckDBPyType | None, inside: str, value: str) -> str:
+    """Return SQL for an aggregate of the column `value` of the events `e` that are `inside` its window."""
     only = f"filter (where {inside})"
-    is_float = column is not None and type_family(column) == "float"
-    # Summing in any order must give one answer: floats are summed with compensation, which infinities and NaN cannot bear.
-    total = f"sum({name}) {only}"
-    if is_float:
-        total = f"case when bool_and(isfinite({name})) {only} is false then sum({name}) {only} else fsum({name}) {only} end"
+    total = f"sum({value}) {only}"
+    if column is not None and type_family(column) == "float":
+        # Summing in any order must give one answer: floats are summed with compensation, which turns infinities into NaN.
+        total = f"case when isfinite(fsum({value}) {only}) then fsum({value}) {only} else {total} end"
     match aggregate.function:
         case "count":
-            value = f"count({name or '*'}) {only}"
+            result = f"count({'*' if aggregate.column is None else value}) {only}"
         case "count_distinct":
-            value = f"count(distinct {name}) {only}"
+            result = f"count(distinct {value}) {only}"
         case "sum":
-            value = f"coalesce({total}, 0)"
+            result = f"coalesce({total}, 0)"
         case "mean":
-            value = f"cast({total} as double) / nullif(count({name}) {only}, 0)"
+            result = f"cast({total} as double) / nullif(count({value}) {only}, 0)"
         case "last_n":
-            listed = f"list({name} order by {time} desc, {name} desc) filter (where {inside} and {name} is not null)"
-            value = f"list_slice({listed}, 1, {aggregate.n})"
+            listed = f"list({value} order by e.__time desc, {value} desc) filter (where {inside} and {value} is not null)"
+            result = f"list_slice({listed}, 1, {aggregate.n})"
         case function:
-            value = f"{function}({name}) {only}"
-    return f"cast({value} as {aggregate.type.duckdb}) as {quote(aggregate.name)}"
+            result = f"{function}({value}) {only}"
+    return f"cast({result} as {aggregate.type.duckdb}) as {quote(aggregate.name)}"
 
 
-def change_points_sql(view: FeatureView, types: dict[str, DuckDBPyType], ends: str, *, first_is_full: bool, windows: Sequence[timedelta]) -> str:
+def change_points_sql(view: FeatureView, types: dict[str, DuckDBPyType], ends: str, *, first_is_full: bool) -> str:
     """
     Return the SELECT of all rows of a run of windows: join keys, `event_timestamp` (a window's end), the features, a tombstone mark.
+
+    Every name of its own holds `__`, which no source, join key or feature may: a source's columns may be called anything,
+    and are read under such names once.
 
     Args:
         view: An aggregate view; its source view shows `[first end - longest window, last end)`.
         types: The source's columns.
         ends: Table with the column `window_end`: the end before the first window, then every window's.
         first_is_full: Whether the first window holds the complete state, and not only what changed.
-        windows: The distinct window lengths.
     """
-    source, keys = view.sources[0], list(view.entity.join_keys)
-    time = f"e.{quote(source.timestamp or '')}"
-    not_null = " and ".join(f"{quote(key)} is not null" for key in keys) or "true"
-    counts = [f"({a.where}\n)" if a.where else "true" for a in aggregates_of(view)]
-    relevant = "true" if "true" in counts else " or ".join(counts)
-    leaving = "\nunion all\n".join(
-        f"""select {quote_all(keys, of="e") + ", " if keys else ""}w.window_end
-            from entering as e asof join {ends} as w on {time} + {interval(window + MICROSECOND)} <= w.window_end
-            where e.__entered < w.window_end"""
-        for window in windows
+    source, aggregates = view.sources[0], aggregates_of(view)
+    keys = [f"__key{index}" for index in range(len(view.entity.keys))]
+    conditions = [f"({a.where}\n)" if a.where else "true" for a in aggregates]
+    columns = [
+        f"cast(s.{quote(name)} as {dtype.duckdb}) as {key}" for key, (name, dtype) in zip(keys, view.entity.keys.items(), strict=True)
+    ]
+    columns += [f"s.{quote(source.timestamp or '')} as __time", f"{known_from(view, 's')} as __known"]
+    for index, (aggregate, condition) in enumerate(zip(aggregates, conditions, strict=True)):
+        columns += [] if aggregate.column is None else [f"s.{quote(aggregate.column)} as __value{index}"]
+        columns.append(f"coalesce({condition}, false) as __counts{index}")
+    relevant = "true" if "true" in conditions else " or ".join(conditions)
+    not_null = "".join(f"s.{quote(key)} is not null and " for key in view.entity.join_keys)
+    inside = [f"e.__time >= p.__end - {interval(a.window)} and e.__counts{index}" for index, a in enumerate(aggregates)]
+    values = [_value(a, types.get(a.column or ""), inside[index], f"e.__value{index}") for index, a in enumerate(aggregates)]
+    is_empty = " and ".join(f"count(*) filter (where {condition}) = 0" for condition in inside)
+    lengths = sorted({aggregate.window for aggregate in aggregates})
+    some_keys = "".join(f"{key}, " for key in keys)
+    e_keys, p_keys = ("".join(f"{alias}.{key}, " for key in keys) for alias in "ep")
+    leaving = "\n    union\n".join(
+        f"""    select {e_keys}w.window_end
+    from __entering as e asof join {ends} as w on e.__time + {interval(length + MICROSECOND)} <= w.window_end
+    where e.__end < w.window_end"""
+        for length in lengths
     )
-    key_list = quote_all(keys) + ", " if keys else ""
-    on_keys = "".join(f" and e.{quote(key)} = p.{quote(key)}" for key in keys)
-    longest = max(windows)
-    inside = {a.name: f"{time} >= p.event_timestamp - {interval(a.window)} and e.{quote('__' + a.name)}" for a in aggregates_of(view)}
-    values = ",\n".join(_value(a, types.get(a.column or ""), inside[a.name], time) for a in aggregates_of(view))
-    is_empty = " and ".join(f"count(*) filter (where {condition}) = 0" for condition in inside.values())
-    flags = ",\n".join(f"coalesce({condition}, false) as {quote('__' + a.name)}" for a, condition in zip(aggregates_of(view), counts, strict=True))
-    state_of_first = f"union select {key_list}(select min(window_end) from {ends} where window_end > (select min(window_end) from {ends})) from events as e"
+    value_list = ",\n    ".join(values)
+    first = f"(select min(window_end) from {ends})"
+    everyone = f"union\n    select {some_keys}(select min(window_end) from {ends} where window_end > {first}) from __events"
+    named = "".join(f"p.{key} as {quote(name)}, " for key, name in zip(keys, view.entity.join_keys, strict=True))
     return f"""
-with seen as (
-    select *, {flags}
-    from {quote(source.name)}
-    where {not_null} and ({relevant})
+with __events as (
+    select {", ".join(columns)}
+    from {quote(source.name)} as s
+    where {not_null}({relevant})
 ),
-events as (
-    select e.*, {_known(view, "e")} as __known from seen as e
+__entering as (
+    select {e_keys}e.__time, w.window_end as __end
+    from __events as e asof join {ends} as w on e.__known <= w.window_end
 ),
-entering as (
-    select e.*, w.window_end as __entered
-    from events as e asof join {ends} as w on e.__known <= w.window_end
-),
-points as (
-    select {key_list}__entered as event_timestamp from entering
+__points as (
+    select {some_keys}__end from __entering
     union
-    select {key_list}window_end from ({leaving})
-    {state_of_first if first_is_full else ""}
-),
-probes as (
-    select * from points where event_timestamp > (select min(window_end) from {ends})
+{leaving}
+    {everyone if first_is_full else ""}
 )
 select
-    {quote_all(keys, of="p") + "," if keys else ""}
-    p.event_timestamp,
-    {values},
+    {named}p.__end as event_timestamp,
+    {value_list},
     {is_empty} as {quote(TOMBSTONE)}
-from probes as p
-left join events as e
-    on {time} < p.event_timestamp and {time} >= p.event_timestamp - {interval(longest)} and e.__known <= p.event_timestamp{on_keys}
-group by {quote_all(keys, of="p") + ", " if keys else ""}p.event_timestamp
+from (select * from __points where __end > {first}) as p
+left join __events as e
+    on e.__time < p.__end and e.__time >= p.__end - {interval(max(lengths))} and e.__known <= p.__end{"".join(f" and e.{key} = p.{key}" for key in keys)}
+group by {p_keys}p.__end
 """

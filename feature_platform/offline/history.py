@@ -54,17 +54,20 @@ def history_of(view: FeatureView, store: OfflineStore, partitions: Sequence[Part
     wanted = {name: str(view.feature_by_name[name].type) for name in features}
     groups: defaultdict[tuple[bool, ...], list[str]] = defaultdict(list)
     for partition in partitions:
-        has = tuple(partition.columns.get(name) == dtype for name, dtype in wanted.items())
+        has = (partition.has_created_timestamp, *(partition.columns.get(name) == dtype for name, dtype in wanted.items()))
         groups[has].append(str(store.path(view, partition.window)))
-    partial = frozenset(name for index, name in enumerate(wanted) if any(not has[index] for has in groups))
-    selects = [_select(view, files, dict(zip(wanted, has, strict=True)), partial) for has, files in groups.items()]
+    partial = frozenset(name for index, name in enumerate(wanted, start=1) if any(not has[index] for has in groups))
+    selects = [
+        _select(view, files, dict(zip(wanted, has[1:], strict=True)), partial, has_created_timestamp=has[0])
+        for has, files in groups.items()
+    ]
     return History("\nunion all by name\n".join(selects) if selects else None, partial)
 
 
-def _select(view: FeatureView, files: Sequence[str], has: dict[str, bool], partial: frozenset[str]) -> str:
+def _select(view: FeatureView, files: Sequence[str], has: dict[str, bool], partial: frozenset[str], *, has_created_timestamp: bool) -> str:
     columns = [*(quote(key) for key in view.entity.join_keys), "event_timestamp"]
     if view.has_created_timestamp:
-        columns.append("created_timestamp")
+        columns.append("created_timestamp" if has_created_timestamp else "null::timestamp as created_timestamp")
     if view.kind is ViewKind.AGGREGATE:
         columns.append(quote(TOMBSTONE))
     for name, is_there in has.items():
@@ -106,5 +109,3 @@ def existing(view: FeatureView, store: OfflineStore, at: datetime) -> list[Parti
     """Return the partitions of a window view whose windows exist at a time: computed, and `end + delay` not after it."""
     limit = to_micros(utc(at)) - view.delay // MICROSECOND
     return [partition for partition in store.partitions(view, before=utc(at)) if partition.end <= limit]
-
-

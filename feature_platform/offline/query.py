@@ -1,28 +1,28 @@
 """
-SQL as text, built by pure functions, and what DuckDB says of a query before it runs.
+SQL as text, built by pure functions.
 
-Knows DuckDB's dialect, its types and its parser. Knows no files.
+Knows DuckDB's dialect, its types and its errors. Knows no files.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import duckdb
 
 from feature_platform.dtypes import MICROSECOND, Dtype
-from feature_platform.errors import QueryError, suggest
+from feature_platform.errors import ContractError, QueryError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from duckdb.sqltypes import DuckDBPyType
 
 __all__ = [
-    "check_select",
     "configure",
+    "explaining",
     "first_row",
     "fits",
     "floor_micros",
@@ -36,20 +36,11 @@ __all__ = [
     "type_family",
 ]
 
-# What a query may not call: its answer would depend on when or where it runs, or it would read past the source views.
-_UNSTABLE: Final = frozenset(
-    """now today current_date current_time current_timestamp localtime localtimestamp get_current_time get_current_timestamp
-    transaction_timestamp random setseed uuid gen_random_uuid uuidv4 uuidv7 nextval currval getvariable getenv current_setting
-    current_user current_database current_schema current_schemas current_query txid_current pg_postmaster_start_time version
-    read_text read_blob query query_table glob which_secret add_parquet_key write_log parse_path_secret""".split()
-)
-_COLUMNS_THAT_ARE_FUNCTIONS: Final = frozenset(
-    ["current_date", "current_time", "current_timestamp", "localtime", "localtimestamp", "current_user", "user", "session_user"]
-)
-_PURE_TABLE_FUNCTIONS: Final = frozenset(["unnest", "range", "generate_series"])
 _EXACT_IN_DOUBLE: Final = frozenset(["tinyint", "smallint", "integer", "utinyint", "usmallint", "uinteger"])
 _FAMILIES: Final = {
-    **dict.fromkeys(["tinyint", "smallint", "integer", "bigint", "hugeint", "utinyint", "usmallint", "uinteger", "ubigint", "uhugeint"], "int"),
+    **dict.fromkeys(
+        ["tinyint", "smallint", "integer", "bigint", "hugeint", "utinyint", "usmallint", "uinteger", "ubigint", "uhugeint"], "int"
+    ),
     **dict.fromkeys(["float", "double"], "float"),
     **dict.fromkeys(["varchar", "enum"], "str"),
     **dict.fromkeys(["timestamp", "timestamp_s", "timestamp_ms", "timestamp_ns", "timestamp with time zone", "timestamptz_ns"], "datetime"),
@@ -171,71 +162,20 @@ def named_parameters(connection: duckdb.DuckDBPyConnection, sql: str) -> set[str
     return set(connection.extract_statements(sql)[0].named_parameters)
 
 
-def check_select(connection: duckdb.DuckDBPyConnection, sql: str, *, sources: Sequence[str], where: str) -> None:
+@contextlib.contextmanager
+def explaining(where: str) -> Iterator[None]:
     """
-    Refuse a query that is not one SELECT over its sources, or that could see past them.
-
-    Source views hold only what a window may see. `now()`, `random()`, `read_parquet()` and other tables would slip past
-    them; they are found in the parsed query, not in its text.
+    Turn DuckDB's refusals of a query, and of a value, into errors that say whose they are.
 
     Raises:
-        QueryError: Names what was found and what to write instead.
+        QueryError: The query names what is not there, or what DuckDB cannot do.
+        ContractError: A value does not fit its dtype.
     """
-    text = first_row(connection, "select json_serialize_sql(?::varchar)", [sql])[0]
-    parsed = json.loads(text)
-    if parsed.get("error"):
-        message = f"{where}: the query is not one SELECT that DuckDB can parse: {parsed.get('error_message')}"
-        raise QueryError(message)
-    if len(parsed["statements"]) != 1:
-        message = f"{where}: the query holds {len(parsed['statements'])} statements.\nWrite one SELECT."
-        raise QueryError(message)
-    nodes = list(_nodes(parsed["statements"][0]["node"]))
-    tables = {name.lower() for name in sources}
-    tables |= {str(one["key"]).lower() for node in nodes for one in _list(node.get("cte_map"), "map")}
-    for node in nodes:
-        _check_node(node, tables, sources, where)
-
-
-def _check_node(node: dict[str, Any], tables: set[str], sources: Sequence[str], where: str) -> None:
-    instead = "Use $start and $end, the bounds of the window."
-    function = str(node.get("function_name", "")).lower()
-    if function in _UNSTABLE or function.startswith(("read_", "duckdb_", "pragma_", "pg_", "sniff_", "parquet_")):
-        message = f"{where}: the query calls {function}(), which does not answer the same way every time, or reads past its sources.\n{instead}"
-        raise QueryError(message)
-    if function == "age" and len(node.get("arguments", [])) == 1:
-        message = f"{where}: age() with one argument counts from today.\nWrite age($end, column)."
-        raise QueryError(message)
-    if node.get("type") == "TABLE_FUNCTION":
-        name = str(node.get("function", {}).get("function_name", "")).lower()
-        if name not in _PURE_TABLE_FUNCTIONS:
-            message = f"{where}: the query reads {name}().\nDeclare a ParquetSource and read it by its name."
-            raise QueryError(message)
-    if node.get("type") == "COLUMN_REF":
-        names = node.get("column_names", [])
-        if len(names) == 1 and str(names[0]).lower() in _COLUMNS_THAT_ARE_FUNCTIONS:
-            message = f"{where}: the query uses {names[0]}, which changes with the clock or the session.\n{instead}"
-            raise QueryError(message)
-    if node.get("type") == "BASE_TABLE":
-        name = str(node.get("table_name", ""))
-        if name.lower() not in tables or node.get("schema_name") or node.get("catalog_name"):
-            message = f"{where}: the query reads {name!r}, which is not one of its sources.\n{suggest(name, sources, has='Its sources')}"
-            raise QueryError(message)
-    if node.get("sample"):
-        message = f"{where}: the query samples its rows, differently every time.\nFilter by hash(key) instead."
-        raise QueryError(message)
-
-
-def _nodes(tree: object) -> Iterator[dict[str, Any]]:
-    stack = [tree]
-    while stack:
-        one = stack.pop()
-        if isinstance(one, dict):
-            yield one
-            stack.extend(one.values())
-        elif isinstance(one, list):
-            stack.extend(one)
-
-
-def _list(holder: object, name: str) -> list[dict[str, Any]]:
-    found = holder.get(name, []) if isinstance(holder, dict) else []
-    return [one for one in found if isinstance(one, dict)]
+    try:
+        yield
+    except duckdb.DataError as exc:
+        message = f"{where}: a value does not fit its dtype: {exc}\nDeclare a wider dtype, or filter such rows out."
+        raise ContractError(message) from exc
+    except (duckdb.ProgrammingError, duckdb.NotSupportedError) as exc:
+        message = f"{where}: DuckDB refuses the query: {exc}"
+        raise QueryError(message) from exc

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, timedelta
@@ -88,7 +89,7 @@ def source_views(connection: duckdb.DuckDBPyConnection, view: FeatureView, root:
 
 
 def _create(connection: duckdb.DuckDBPyConnection, view: FeatureView, source: ParquetSource, root: Path) -> str:
-    pattern = str(root / source.path)
+    pattern = os.path.join(glob.escape(str(root)), source.path)  # a path that is absolute stands alone, as with Path
     files = sorted(glob.glob(pattern, recursive=True))
     if not files:
         message = (
@@ -134,4 +135,3 @@ def _conditions(view: FeatureView, source: ParquetSource, types: dict[str, str])
 def utc_naive(window: Window) -> tuple[object, object]:
     """Return the window's bounds as DuckDB parameters: naive, in UTC."""
     return window.start.astimezone(UTC).replace(tzinfo=None), window.end.astimezone(UTC).replace(tzinfo=None)
-

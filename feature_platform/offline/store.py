@@ -13,8 +13,9 @@ import json
 import os
 import secrets
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from feature_platform.windows import KEY_FORMAT, WHOLE, Window
 __all__ = ["METADATA_KEY", "TOMBSTONE", "OfflineStore", "Partition"]
 
 METADATA_KEY = "feature_platform"
+_FIRST_YEAR = 1000
 TOMBSTONE = "__tombstone"
 """Column of aggregate views' files: the key has no state from this row on."""
 
@@ -43,6 +45,9 @@ class Partition:
         is_full: Whether it holds the complete state as of `end`, or only what changed (design: state model).
         definition: Definition hash of the view that computed it.
         columns: Feature name to dtype, in declared order.
+        kind: Of view: files of another kind do not fit the state model of this one, and are passed over.
+        keys: Join key to dtype; files of other keys are passed over too.
+        has_created_timestamp: Whether its rows say when they were known.
         generation: Of the view, when this file was written.
         rows: Rows in the file, tombstones among them.
         tombstones: Rows that say that a key has no state.
@@ -61,6 +66,9 @@ class Partition:
     is_full: bool
     definition: str
     columns: dict[str, str]
+    kind: str = ""
+    keys: dict[str, str] = field(default_factory=dict)
+    has_created_timestamp: bool = False
     generation: int = 0
     rows: int = 0
     tombstones: int = 0
@@ -80,6 +88,16 @@ class Partition:
     def to_json(self) -> str:
         """Return the footer's text."""
         return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Partition:
+        """Read a footer; fields that a later version added are passed over."""
+        known = {one.name for one in fields(cls)}
+        return cls(**{name: value for name, value in json.loads(text).items() if name in known})
+
+    def is_of(self, view: FeatureView) -> bool:
+        """Say whether its rows can be read as the view's: same kind, same join keys."""
+        return self.kind == view.kind and self.keys == {name: str(dtype) for name, dtype in view.entity.keys.items()}
 
 
 class OfflineStore:
@@ -103,9 +121,9 @@ class OfflineStore:
         return self.folder(view) / f"{window.key}.parquet"
 
     def partition(self, view: FeatureView, window: Window) -> Partition | None:
-        """Return what is stored for a window; None where nothing is, or the file holds a window of an earlier schedule."""
+        """Return what is stored for a window; None where nothing is, or the file is of an earlier schedule, kind or entity."""
         found = self._footer(self.path(view, window))
-        return found if found and found.window == window else None
+        return found if found and found.window == window and found.is_of(view) else None
 
     def partitions(self, view: FeatureView, *, before: datetime | None = None) -> list[Partition]:
         """
@@ -121,10 +139,11 @@ class OfflineStore:
         names = sorted(name for name in os.listdir(folder) if name.endswith(".parquet") and not name.startswith("."))
         if before is not None:
             # Names tell minutes: a window that starts in the minute of `before` starts before it, unless that is the full minute.
-            last = (before - MICROSECOND).strftime(KEY_FORMAT) + ".parquet"
+            # Years below 1000 have names that do not sort, and no windows.
+            last = (before - MICROSECOND).strftime(KEY_FORMAT) + ".parquet" if before.year >= _FIRST_YEAR else ""
             names = [name for name in names if name <= last or name == f"{WHOLE.key}.parquet"]
-        found = [footer for name in names if (footer := self._footer(folder / name))]
-        return sorted(found, key=lambda partition: (partition.end, partition.start))
+        found = [footer for name in names if (footer := self._footer(folder / name)) and footer.is_of(view)]
+        return _without_overlaps(view, sorted(found, key=lambda partition: (partition.end, partition.start)))
 
     def generation(self, view: FeatureView) -> int:
         """Return the view's generation; 0 before the first write. Waits for a write that is under way."""
@@ -134,10 +153,14 @@ class OfflineStore:
             return self._read_generation(view)
 
     def raise_generation(self, view: FeatureView, *, above: int = 0) -> int:
-        """Raise a view's generation without a write, so that every online value is replaced by the next materialization."""
+        """
+        Raise a view's generation without a write, so that every online value is replaced by the next materialization.
+
+        It moves to the clock at least, and so above whatever another history left in the online store.
+        """
         self.folder(view).mkdir(parents=True, exist_ok=True)
         with self._locked(view, fcntl.LOCK_EX):
-            generation = max(self._next_generation(view), above + 1)
+            generation = max(self._next_generation(view), above + 1, _clock())
             self._write_generation(view, generation)
         return generation
 
@@ -192,7 +215,7 @@ class OfflineStore:
             text = metadata.get(METADATA_KEY.encode())
             if text is None:
                 return None  # not ours
-            known = self._footers[path] = (identity, Partition(**json.loads(text)))
+            known = self._footers[path] = (identity, Partition.from_json(text))
         return known[1]
 
     def _locked(self, view: FeatureView, mode: int) -> contextlib.AbstractContextManager[None]:
@@ -205,8 +228,13 @@ class OfflineStore:
             return 0
 
     def _next_generation(self, view: FeatureView) -> int:
-        # A new history starts at the clock: one that was deleted and computed again is newer than what an online store still holds.
-        return self._read_generation(view) + 1 if self._read_generation(view) else int(time.time())
+        current = self._read_generation(view)
+        if current:
+            return current + 1
+        # A new history starts at the clock: one that was deleted and computed again is newer than what an online store still
+        # holds. Milliseconds, since no history is written faster than a file in each.
+        files = [footer.generation for path in self.folder(view).glob("*.parquet") if (footer := self._footer(path))]
+        return max(_clock(), *(one + 1 for one in files), 0)
 
     def _write_generation(self, view: FeatureView, generation: int) -> None:
         path = self.folder(view) / "_generation"
@@ -234,6 +262,26 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def micros_or_none(instant: datetime | None) -> int | None:
-    """Return an instant as UTC microseconds, keeping None."""
-    return None if instant is None else to_micros(instant)
+def _clock() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _without_overlaps(view: FeatureView, partitions: list[Partition]) -> list[Partition]:
+    """
+    Return the partitions without those of earlier schedules that share an instant with one of this definition.
+
+    A changed schedule leaves the old windows' files behind: their rows would be answered twice.
+    """
+    latest = None
+    for one in partitions:
+        if latest is not None and one.start < latest:
+            break
+        latest = one.end
+    else:
+        return partitions
+    kept: list[Partition] = []  # disjoint, by start
+    for one in sorted(partitions, key=lambda one: (one.definition == view.definition_hash, one.generation), reverse=True):
+        place = bisect_left(kept, one.end, key=lambda other: other.start)
+        if place == 0 or kept[place - 1].end <= one.start:
+            kept.insert(place, one)
+    return kept

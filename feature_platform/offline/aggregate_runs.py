@@ -1,0 +1,114 @@
+"""
+Runs of adjacent windows of an aggregate view: one scan, one statement, then one file a window.
+
+Knows which window is full and which holds changes. The SQL of the values is `aggregates.py`'s.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+import pyarrow as pa
+
+from feature_platform.dtypes import to_micros
+from feature_platform.model import FeatureView
+from feature_platform.offline.aggregates import aggregates_of, change_points_sql, check_aggregates, known_from, longest_window
+from feature_platform.offline.contract import RESULT
+from feature_platform.offline.query import explaining, quote, timestamp
+from feature_platform.offline.store import TOMBSTONE
+from feature_platform.windows import Window, grid_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import duckdb
+
+    from feature_platform.offline.sources import SourceViews
+    from feature_platform.offline.writer import PartitionReport, PartitionWriter
+
+__all__ = ["aggregate_windows"]
+
+_ENDS: Final = "feature_platform__ends"
+
+
+def aggregate_windows(writer: PartitionWriter, sources: SourceViews, windows: Sequence[Window]) -> Iterator[PartitionReport]:
+    """Compute adjacent windows together."""
+    for run in _adjacent(windows):
+        yield from _run(writer, sources, run)
+
+
+def _adjacent(windows: Sequence[Window]) -> list[list[Window]]:
+    runs: list[list[Window]] = []
+    for window in windows:
+        if runs and runs[-1][-1].end == window.start:
+            runs[-1].append(window)
+        else:
+            runs.append([window])
+    return runs
+
+
+def _run(writer: PartitionWriter, sources: SourceViews, run: Sequence[Window]) -> Iterator[PartitionReport]:
+    started, view, connection = time.perf_counter(), writer.view, writer.connection
+    with explaining(f"view {view.name!r}"):
+        types = check_aggregates(connection, view)
+        sources.show(Window(run[0].start, run[-1].end), reach=longest_window(view))
+        _register_ends(connection, run)
+        is_full = _starts_full(writer, run[0])
+        points = change_points_sql(view, types, f"temp.{_ENDS}", first_is_full=is_full)
+        connection.execute(f"create or replace temp table {RESULT} as {points} order by event_timestamp")
+        newest, dropped = _newest_by_end(connection, view, run), _null_keys_by_end(connection, view, run)
+    seconds = (time.perf_counter() - started) / len(run)
+    for index, window in enumerate(run):
+        full = is_full and index == 0
+        rows = f"select * from temp.{RESULT} where event_timestamp = {timestamp(window.end)}" + (
+            f" and not {quote(TOMBSTONE)}" if full else ""
+        )
+        yield writer.write(window, rows, is_full=full, dropped=dropped[index], newest=newest[index], seconds=seconds)
+    connection.execute(f"drop table temp.{RESULT}")
+    connection.execute(f"drop table temp.{_ENDS}")
+
+
+def _starts_full(writer: PartitionWriter, window: Window) -> bool:
+    """Say whether a run has to start with the complete state: nothing, or another definition's values, stand before it."""
+    grid = grid_of(writer.view)
+    before = grid.before(window) if grid else None
+    predecessor = writer.store.partition(writer.view, before) if before else None
+    return predecessor is None or predecessor.definition != writer.view.definition_hash
+
+
+def _register_ends(connection: duckdb.DuckDBPyConnection, run: Sequence[Window]) -> None:
+    ends = pa.table({"window_end": pa.array([run[0].start, *(w.end for w in run)], pa.timestamp("us", tz="UTC"))})
+    connection.register(f"{_ENDS}_arrow", ends)
+    connection.execute(f"create or replace temp table {_ENDS} as select window_end::timestamp as window_end from {_ENDS}_arrow order by 1")
+    connection.unregister(f"{_ENDS}_arrow")
+
+
+def _newest_by_end(connection: duckdb.DuckDBPyConnection, view: FeatureView, run: Sequence[Window]) -> list[int | None]:
+    """Return for each window the newest source time among the rows that it, or one before it in the run, could know."""
+    source = view.sources[0]
+    rows = connection.execute(
+        f"select epoch_us(w.window_end), epoch_us(max(s.{quote(source.timestamp or '')})) from {quote(source.name)} as s "
+        f"asof join temp.{_ENDS} as w on {known_from(view, 's')} <= w.window_end group by all"
+    ).fetchall()
+    newest = dict(rows)
+    found: list[int | None] = []
+    latest: int | None = newest.get(to_micros(run[0].start))
+    for window in run:
+        latest = max((one for one in (latest, newest.get(to_micros(window.end))) if one is not None), default=None)
+        found.append(latest)
+    return found
+
+
+def _null_keys_by_end(connection: duckdb.DuckDBPyConnection, view: FeatureView, run: Sequence[Window]) -> list[int]:
+    """Return for each window how many of its own source rows lacked a key."""
+    source, keys = view.sources[0], list(view.entity.join_keys)
+    if not keys:
+        return [0] * len(run)
+    missing = " or ".join(f"s.{quote(key)} is null" for key in keys)
+    rows = connection.execute(
+        f"select epoch_us(w.window_end), count(*) from {quote(source.name)} as s "
+        f"asof join temp.{_ENDS} as w on s.{quote(source.timestamp or '')} < w.window_end where {missing} group by all"
+    ).fetchall()
+    counts = dict(rows)
+    return [counts.get(to_micros(window.end), 0) for window in run]
