@@ -11,7 +11,7 @@ import glob
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -59,31 +59,33 @@ class HistoricalFeatures:
     @property
     def features(self) -> pa.Table:
         """The feature columns alone, a row for each entity row."""
-        with self._reader() as reader:
-            return reader.read_all()
+        return self._features(self._rows)
 
     def to_arrow(self) -> pa.Table:
         """Return the rows as an Arrow table."""
-        table, features = self._rows.to_arrow(), self.features
+        rows = self._rows.held()
+        table, features = rows.to_arrow(), self._features(rows)
         for name in features.column_names:
             table = table.append_column(features.schema.field(name), features.column(name))
         return table
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the rows as a DataFrame, with the index of a pandas input; integers with gaps stay exact (`Int64`)."""
-        features = _to_pandas(self.features)
-        frame = self._rows.to_pandas()
+        import pandas as pd  # noqa: PLC0415 - slow to import, and only for those who ask for it
+
+        rows = self._rows.held()
+        features = self._features(rows).to_pandas(types_mapper=_exact_dtypes().get)
+        frame = rows.to_pandas()
         features.index = frame.index
-        for name in features.columns:
-            frame[name] = features[name]
-        return frame
+        return pd.concat([frame, features], axis=1)
 
     def to_polars(self) -> pl.DataFrame:
         """Return the rows as a polars DataFrame."""
         import polars as pl  # noqa: PLC0415 - an extra
 
-        frame = self._rows.given if isinstance(self._rows.given, pl.DataFrame) else pl.DataFrame(self._rows.to_arrow())
-        return frame.hstack(pl.DataFrame(self.features))
+        rows = self._rows.held()
+        frame = rows.given if isinstance(rows.given, pl.DataFrame) else pl.DataFrame(rows.to_arrow())
+        return frame.hstack(pl.DataFrame(self._features(rows)))
 
     def to_parquet(self, path: str | os.PathLike[str]) -> int:
         """
@@ -97,7 +99,7 @@ class HistoricalFeatures:
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
         rows = 0
         try:
-            with self._reader() as reader, self._rows.batches() as batches:
+            with self._rows.spooled(target.parent) as held, self._reader(held) as reader, held.batches() as batches:
                 slices = _Slices(batches)
                 schema = pa.schema([*batches.schema, *reader.schema])
                 with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
@@ -111,12 +113,16 @@ class HistoricalFeatures:
             temporary.unlink(missing_ok=True)
         return rows
 
+    def _features(self, rows: _Rows) -> pa.Table:
+        with self._reader(rows) as reader:
+            return reader.read_all()
+
     @contextlib.contextmanager
-    def _reader(self) -> Iterator[pa.RecordBatchReader]:
+    def _reader(self, rows: _Rows) -> Iterator[pa.RecordBatchReader]:
         """Stream the feature columns in the order of the rows, in their declared dtypes."""
         schema = pa.schema([pa.field(name, self._type(index)) for index, name in enumerate(self._names)])
         with self._connect() as connection:
-            spine = load_spine(connection, self._rows.relation(connection), self._question.join_keys, given=self._rows.kind)
+            spine = load_spine(connection, rows.relation(connection), self._question.join_keys, given=rows.kind)
             try:
                 sql = join_features(connection, self._store, self._question, spine)
                 batches = connection.sql(sql).to_arrow_reader(_BATCH_ROWS)
@@ -134,14 +140,25 @@ def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([column.cast(field.type) for column, field in zip(batch.columns, schema, strict=True)], schema=schema)
 
 
-def _to_pandas(table: pa.Table) -> pd.DataFrame:
+def _exact_dtypes() -> dict[pa.DataType, object]:
+    """Return the pandas dtypes that hold integers and booleans with gaps."""
     import pandas as pd  # noqa: PLC0415 - slow to import, and only for those who ask for it
 
-    exact = {pa.bool_(): pd.BooleanDtype()}
+    exact: dict[pa.DataType, object] = {pa.bool_(): pd.BooleanDtype()}
     for sign in ("Int", "UInt"):
         for bits in (8, 16, 32, 64):
             exact[pa.type_for_alias(f"{sign.lower()}{bits}")] = getattr(pd, f"{sign}{bits}Dtype")()
-    return table.to_pandas(types_mapper=exact.get)
+    return exact
+
+
+def _to_pandas(table: pa.Table) -> pd.DataFrame:
+    """Convert entity rows; only integers with gaps leave numpy's types, where they would become floats."""
+    frame: pd.DataFrame = table.to_pandas()
+    exact = _exact_dtypes()
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if column.null_count and pa.types.is_integer(column.type):
+            frame[name] = column.to_pandas(types_mapper=exact.get).array
+    return frame
 
 
 class _Slices:
@@ -174,6 +191,8 @@ class _Rows:
             return cls(_files(os.fspath(given)), f"Parquet {os.fspath(given)!r}", needed)
         if isinstance(given, pa.RecordBatchReader):
             given = given.read_all()  # a stream is read once; a table as often as it is asked for
+        if isinstance(given, pa.RecordBatch):
+            given = pa.Table.from_batches([given])
         module = type(given).__module__.partition(".")[0]
         if module == "polars" and hasattr(given, "collect"):
             given = given.collect()
@@ -183,9 +202,7 @@ class _Rows:
         elif module in known and (hasattr(given, "columns") or hasattr(given, "schema")):
             kind = known[module]
         else:
-            message = (
-                f"entity_df is {type(given).__name__}.\nGive a pandas or polars DataFrame, a pyarrow Table, a DuckDB relation, or a path to Parquet."
-            )
+            message = f"entity_df is {type(given).__name__}.\nGive a pandas or polars DataFrame, a pyarrow Table, a DuckDB relation, or a path to Parquet."
             raise EntityRowsError(message, field="entity_df")
         rows = cls(given, kind, needed)
         twice = {name for name in rows.columns if rows.columns.count(name) > 1}
@@ -206,11 +223,35 @@ class _Rows:
     def _dataset(self) -> ds.Dataset:
         return ds.dataset(self.given, format="parquet")
 
+    def held(self) -> _Rows:
+        """
+        Return the same rows in a form that can be read twice.
+
+        A relation is a query: run again, it may return its rows in another order, and other rows.
+        """
+        return replace(self, given=self._arrow(None)) if isinstance(self.given, duckdb.DuckDBPyRelation) else self
+
+    @contextlib.contextmanager
+    def spooled(self, folder: Path) -> Iterator[_Rows]:
+        """Hand out the same rows in a form that can be read twice, in bounded memory: a relation goes through a file."""
+        if not isinstance(self.given, duckdb.DuckDBPyRelation):
+            yield self
+            return
+        spool = folder / f".entity_df.{secrets.token_hex(4)}.tmp"
+        try:
+            with self.batches() as batches, pq.ParquetWriter(spool, batches.schema, compression="zstd") as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+            yield replace(self, given=[str(spool)])
+        finally:
+            spool.unlink(missing_ok=True)
+
     def relation(self, connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyRelation:
-        """Return the columns that the join needs, on a connection of ours."""
+        """Return the columns that the join needs, on a connection of ours; only those, since others may differ from them in case."""
+        names = [name for name in self.needed if name in self.columns] or self.columns
         if isinstance(self.given, list):
-            return connection.read_parquet(self.given)
-        return connection.from_arrow(self._arrow([name for name in self.needed if name in self.columns] or self.columns))
+            return connection.from_arrow(self._dataset.scanner(columns=names, batch_size=_BATCH_ROWS).to_reader())
+        return connection.from_arrow(self._arrow(names))
 
     def to_arrow(self) -> pa.Table:
         return self._arrow(None)
@@ -219,10 +260,7 @@ class _Rows:
         if self.kind == "pandas":
             frame: pd.DataFrame = self.given.copy()
             return frame
-        if self.kind == "polars":
-            converted: pd.DataFrame = self.given.to_pandas()
-            return converted
-        return self.to_arrow().to_pandas()
+        return _to_pandas(self.to_arrow())
 
     @contextlib.contextmanager
     def batches(self) -> Iterator[pa.RecordBatchReader]:
@@ -238,13 +276,14 @@ class _Rows:
         try:
             if isinstance(self.given, list):
                 return self._dataset.to_table(columns=columns)
+            if isinstance(self.given, pa.Table):
+                return self.given if columns is None else self.given.select(columns)
             if self.kind == "pandas":
                 frame = self.given if columns is None else self.given[columns]
                 return pa.Table.from_pandas(frame, preserve_index=False)
             if self.kind == "polars":
                 return (self.given if columns is None else self.given.select(columns)).to_arrow()
-            table = self.given.to_arrow_table() if isinstance(self.given, duckdb.DuckDBPyRelation) else self.given
-            return table if columns is None else table.select(columns)
+            return self.given.to_arrow_table()
         except (pa.ArrowInvalid, pa.ArrowTypeError) as exc:
             message = f"entity_df has a column that is not of one type: {exc}"
             raise EntityRowsError(message, field="entity_df") from exc

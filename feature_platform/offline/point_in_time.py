@@ -10,22 +10,23 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+import duckdb
 import pyarrow as pa
 
-from feature_platform.dtypes import MICROSECOND, Dtype, from_micros
+from feature_platform.dtypes import MICROSECOND, Dtype, from_micros, to_micros
 from feature_platform.errors import EntityRowsError, NameClashError, suggest
 from feature_platform.model import FeatureStatus, FeatureView, ViewKind
 from feature_platform.offline.history import KNOWN, history_of, window_states
 from feature_platform.offline.query import first_row, fits, floor_micros, interval, quote, quote_all, type_family
 from feature_platform.offline.store import TOMBSTONE, OfflineStore, Partition
+from feature_platform.windows import WHOLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import timedelta
-
-    import duckdb
 
     from feature_platform.registry import FeatureRef
 
@@ -34,6 +35,7 @@ __all__ = ["AsOf", "Question", "drop_spine", "join_features", "load_spine", "out
 AsOf = Literal["known", "latest"]
 ROW, TIME = "__row", "__time"
 STATUS_SUFFIX = "__status"
+_FIRST = datetime(2, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -99,25 +101,36 @@ def load_spine(connection: duckdb.DuckDBPyConnection, relation: duckdb.DuckDBPyR
     """
     types = dict(zip(relation.columns, relation.types, strict=True))
     if "event_timestamp" not in types:
-        message = f"entity_df ({given}) has no column 'event_timestamp', the time asked about.\n{suggest('event_timestamp', types, has='It has')}"
+        message = (
+            f"entity_df ({given}) has no column 'event_timestamp', the time asked about.\n{suggest('event_timestamp', types, has='It has')}"
+        )
         raise EntityRowsError(message, field="event_timestamp")
     if type_family(types["event_timestamp"]) not in {"datetime", "date", "null"}:
         message = f"entity_df: event_timestamp is {types['event_timestamp']}, not a time.\nConvert it to a timestamp first."
         raise EntityRowsError(message, field="event_timestamp")
     for name, dtype in keys.items():
         if name not in types:
-            message = f"entity_df ({given}) has no column {name!r}, a join key of the features asked for.\n{suggest(name, types, has='It has')}"
+            message = (
+                f"entity_df ({given}) has no column {name!r}, a join key of the features asked for.\n{suggest(name, types, has='It has')}"
+            )
             raise EntityRowsError(message, field=name)
         if not fits(types[name], dtype):
-            message = f"entity_df: join key {name!r} is {types[name]}, and declared {dtype}.\nConvert the column: nothing is cast in silence."
+            message = (
+                f"entity_df: join key {name!r} is {types[name]}, and declared {dtype}.\nConvert the column: nothing is cast in silence."
+            )
             raise EntityRowsError(message, field=name)
-    columns = [f"row_number() over () - 1 as {ROW}"]
+    columns = [f"row_number() over () - 1 as {ROW}"]  # in the order of the rows, which DuckDB keeps unless it is told not to
     columns += [f"cast({quote(name)} as {dtype.duckdb}) as {quote(name)}" for name, dtype in keys.items()]
     columns.append(f"{floor_micros('event_timestamp', str(types['event_timestamp']))}::timestamp as {TIME}")
     spine = f"spine_{secrets.token_hex(4)}"
     relation.create_view(f"{spine}_rows", replace=True)
-    connection.execute(f"create temp table {spine} as select {', '.join(columns)} from {spine}_rows")
-    connection.execute(f"drop view {spine}_rows")
+    try:
+        connection.execute(f"create temp table {spine} as select {', '.join(columns)} from {spine}_rows")
+    except duckdb.DataError as exc:
+        message = f"entity_df ({given}): a join key or event_timestamp does not fit its declared dtype: {exc}"
+        raise EntityRowsError(message) from exc
+    finally:
+        connection.execute(f"drop view {spine}_rows")
     return spine
 
 
@@ -163,7 +176,7 @@ def _view_sql(
     partitions = _needed(view, store, bounds, question)
     history = history_of(view, store, partitions, names)
     if history.sql is None:
-        joined = f"select s.{ROW}, false as found, false as fresh, {_nulls(view, names)} from {spine} as s"
+        joined = f"select s.{ROW}, false as __found, false as __fresh, {_nulls(view, names)} from {spine} as s"
     elif view.is_window_view:
         _register_windows(connection, table, partitions)
         joined = _window_join(view, history.sql, names, history.partial, spine, f"{table}_windows")
@@ -174,12 +187,12 @@ def _view_sql(
     for ref in refs:
         name = quote(ref.feature.name)
         known = f" and {quote(ref.feature.name + KNOWN)}" if ref.feature.name in history.partial else ""
-        there = f"(found{known})"
+        there = f"(__found{known})"
         default = f"(select {name} from {table}_defaults)" if ref.feature.effective_default is not None else "null"
-        columns.append(f"case when {there} and fresh then {name} else cast({default} as {ref.feature.type.duckdb}) end as {name}")
+        columns.append(f"case when {there} and __fresh then {name} else cast({default} as {ref.feature.type.duckdb}) end as {name}")
         if question.statuses:
             columns.append(
-                f"case when not coalesce({there}, false) then '{FeatureStatus.NOT_FOUND}' when not fresh then '{FeatureStatus.OUTSIDE_MAX_AGE}' "
+                f"case when not coalesce({there}, false) then '{FeatureStatus.NOT_FOUND}' when not __fresh then '{FeatureStatus.OUTSIDE_MAX_AGE}' "
                 f"when {name} is null then '{FeatureStatus.NULL_VALUE}' else '{FeatureStatus.PRESENT}' end as {quote(ref.feature.name + STATUS_SUFFIX)}"
             )
     return f"select {', '.join(columns)} from ({joined})"
@@ -191,7 +204,8 @@ def _needed(view: FeatureView, store: OfflineStore, bounds: tuple[int | None, ..
     if earliest is None or latest is None:
         return []
     delay = view.delay // MICROSECOND
-    partitions = store.partitions(view, before=from_micros(latest - delay + 1))
+    before = min(max(latest - delay + 1, to_micros(_FIRST)), to_micros(WHOLE.end))  # a time may be further off than a datetime reaches
+    partitions = store.partitions(view, before=from_micros(before))
     if view.is_window_view:
         partitions = [one for one in partitions if one.end <= latest - delay]
         fulls = [one.end for one in partitions if one.is_full and one.end <= earliest - delay]
@@ -227,8 +241,8 @@ def _window_join(view: FeatureView, history: str, names: Sequence[str], partial:
     return f"""
 select
     s.{ROW},
-    coalesce(r.event_timestamp >= w.newest_full{tombstone}, false) as found,
-    coalesce({fresh}, false) as fresh,
+    coalesce(r.event_timestamp >= w.newest_full{tombstone}, false) as __found,
+    coalesce({fresh}, false) as __fresh,
     {_features(names, partial)}
 from {spine} as s
 asof left join ({history}) as r on {_on_keys(view)}{time} >= r.event_timestamp
@@ -247,23 +261,25 @@ def _event_join(view: FeatureView, history: str, names: Sequence[str], partial: 
     keys = list(view.entity.join_keys)
     by_keys = f"partition by {quote_all(keys)} " if keys else ""
     fresh = f"r.event_timestamp >= s.{TIME} - {interval(view.ttl)}" if view.ttl is not None else "true"
-    selected = f"select s.{ROW}, r.event_timestamp is not null as found, coalesce({fresh}, false) as fresh, {_features(names, partial)} from {spine} as s"
+    selected = f"select s.{ROW}, r.event_timestamp is not null as __found, coalesce({fresh}, false) as __fresh, {_features(names, partial)} from {spine} as s"
     if not view.has_created_timestamp:
         return f"{selected} asof left join ({history}) as r on {_on_keys(view)}{_shifted(view.delay)} >= r.event_timestamp"
     if as_of == "latest":
         by_time = quote_all([*keys, "event_timestamp"])
-        newest = f"select * from ({history}) qualify row_number() over (partition by {by_time} order by created_timestamp desc nulls last) = 1"
+        newest = (
+            f"select * from ({history}) qualify row_number() over (partition by {by_time} order by created_timestamp desc nulls last) = 1"
+        )
         return f"{selected} asof left join ({newest}) as r on {_on_keys(view)}{_shifted(view.delay)} >= r.event_timestamp"
     from_event = f"event_timestamp + {interval(view.delay)}"
     rank = "(epoch_us(event_timestamp)::hugeint * 18446744073709551616 + coalesce(epoch_us(created_timestamp), -9223372036854775807))"
     visible = f"""
-        select *, greatest({from_event}, coalesce(created_timestamp, {from_event})) as visible_from, {rank} as feature_platform_rank
+        select *, greatest({from_event}, coalesce(created_timestamp, {from_event})) as __visible_from, {rank} as __rank
         from ({history})"""
     winners = f"""
         select * from ({visible})
-        qualify coalesce(feature_platform_rank > max(feature_platform_rank) over (
-            {by_keys}order by visible_from, feature_platform_rank desc rows between unbounded preceding and 1 preceding), true)"""
-    return f"{selected} asof left join ({winners}) as r on {_on_keys(view)}s.{TIME} >= r.visible_from"
+        qualify coalesce(__rank > max(__rank) over (
+            {by_keys}order by __visible_from, __rank desc rows between unbounded preceding and 1 preceding), true)"""
+    return f"{selected} asof left join ({winners}) as r on {_on_keys(view)}s.{TIME} >= r.__visible_from"
 
 
 def _register_windows(connection: duckdb.DuckDBPyConnection, table: str, partitions: Sequence[Partition]) -> None:
