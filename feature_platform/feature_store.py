@@ -7,6 +7,7 @@ Knows all parts below; holds their connections, opened late and closed at the en
 from __future__ import annotations
 
 import contextlib
+import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from feature_platform.offline.point_in_time import Question
 from feature_platform.offline.query import configure
 from feature_platform.offline.store import OfflineStore
 from feature_platform.online.codec import ViewCodec
-from feature_platform.online.meta import ViewMeta
+from feature_platform.online.layout import read_head
 from feature_platform.online.retrieval import OnlineFeatures, read_online
 from feature_platform.online.store import OnlineStore, open_online_store
 from feature_platform.settings import Settings
@@ -56,6 +57,7 @@ class FeatureStore:
         self._given_online = online
         self._online: OnlineStore | None = None
         self._database: duckdb.DuckDBPyConnection | None = None
+        self._opening = threading.Lock()
 
     def __enter__(self) -> FeatureStore:
         """Return the store."""
@@ -79,9 +81,10 @@ class FeatureStore:
         """The online store."""
         if self._given_online is not None:
             return self._given_online
-        if self._online is None:
-            self._online = open_online_store(self.settings)
-        return self._online
+        with self._opening:
+            if self._online is None:
+                self._online = open_online_store(self.settings)
+            return self._online
 
     def compute(
         self,
@@ -126,7 +129,11 @@ class FeatureStore:
         return reports
 
     def materialize(
-        self, views: Sequence[str] | str | None = None, now: datetime | None = None, *, progress: Callable[[str, int, int], None] | None = None
+        self,
+        views: Sequence[str] | str | None = None,
+        now: datetime | None = None,
+        *,
+        progress: Callable[[str, int, int], None] | None = None,
     ) -> list[MaterializationReport]:
         """
         Push what is visible at `now` to the online store; computes nothing.
@@ -151,7 +158,8 @@ class FeatureStore:
         """
         for view in self._views(None):
             stored = self.online.get_many([ViewCodec(self.settings.project, view).meta_key])[0]
-            self.offline.raise_generation(view, above=ViewMeta.from_bytes(stored).generation if stored else 0)
+            head = read_head(stored) if stored else None  # whatever it is: nothing of it has to be read but how new it is
+            self.offline.raise_generation(view, above=head.generation if head else 0)
         return self._materialize(None, now, again=True, progress=progress)
 
     def get_historical_features(
@@ -252,9 +260,10 @@ class FeatureStore:
     @contextlib.contextmanager
     def _connect(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """Hand out a connection of its own to one database, so that threads do not share temporary tables."""
-        if self._database is None:
-            self._database = duckdb.connect(":memory:")
-        connection = self._database.cursor()
+        with self._opening:
+            if self._database is None:
+                self._database = duckdb.connect(":memory:")
+            connection = self._database.cursor()
         try:
             configure(connection, memory_limit=self.settings.memory_limit, threads=self.settings.threads)
             yield connection

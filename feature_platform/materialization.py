@@ -138,7 +138,7 @@ def materialize_view(
     with store.materializing(view):
         generation = store.generation(view)
         stored = online.get_many([codec.meta_key])[0]
-        current = ViewMeta.from_bytes(stored) if stored else None
+        current = _read_meta(stored, even_if_broken=again)
         if current and current.generation > generation:
             message = (
                 f"view {view.name!r}: the online store holds generation {current.generation}, the history in {store.root} only {generation}.\n"
@@ -193,6 +193,15 @@ def materialize_view(
         newest_source_timestamp=from_micros(meta.newest_source_timestamp) if meta.newest_source_timestamp is not None else None,
         seconds=time.perf_counter() - started,
     )
+
+
+def _read_meta(stored: bytes | None, *, even_if_broken: bool) -> ViewMeta | None:
+    try:
+        return ViewMeta.from_bytes(stored) if stored else None
+    except OnlineStoreError:
+        if even_if_broken:
+            return None
+        raise
 
 
 class _Push:

@@ -37,7 +37,9 @@ class Answer:
     status: FeatureStatus
 
 
-def event_answer(view: FeatureView, rows: Iterable[Row], key: tuple[Any, ...], feature: str, at: datetime, *, as_of: str = "known") -> Answer:
+def event_answer(
+    view: FeatureView, rows: Iterable[Row], key: tuple[Any, ...], feature: str, at: datetime, *, as_of: str = "known"
+) -> Answer:
     """
     Answer for an event view (laws L2 to L4).
 
@@ -108,7 +110,11 @@ def aggregate_state(
                 for row in rows
                 if _key(view, row) == key
                 and end - aggregate.window <= row[source.timestamp] < end
-                and (source.created_timestamp is None or row[source.created_timestamp] is None or row[source.created_timestamp] <= end + view.delay)
+                and (
+                    source.created_timestamp is None
+                    or row[source.created_timestamp] is None
+                    or row[source.created_timestamp] <= end + view.delay
+                )
                 and condition(row)
             ]
         if any(inside.values()):
