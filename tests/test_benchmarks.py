@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
 from benchmarks.__main__ import BENCHMARKS, main, run_benchmarks
 from benchmarks.checksums import checksum_of_batches
+from benchmarks.histories import History, ensure_history
 from benchmarks.measuring import REFERENCE, BenchmarkError, Context, Run, Subject, Tally, measure, percentile_ms, size_text
 from benchmarks.report import print_document, to_markdown
+from feature_platform import FeatureStore
 
 SUBJECTS = {
     "pit": {"R=2k E=500 K=2 ttl=1d": {REFERENCE, "duckdb_asof", "polars", "pandas"}},
@@ -190,3 +193,18 @@ def test_the_command_reports_kept_runs_and_refuses_what_it_does_not_know(tmp_pat
     refused = CliRunner().invoke(main, ["pit", "--peers", "spark"])
     assert refused.exit_code == 2
     assert "'spark' is no peer" in refused.output
+
+
+def test_a_kept_history_that_the_platform_no_longer_reads_is_made_again(tmp_path: Path) -> None:
+    """Else a change of the files' layout would be measured as a very fast join that finds nothing."""
+    history = History(rows=200, views=1, features=1, days=2)
+    folder = ensure_history(history, tmp_path)
+    (file,) = history.files(folder, 0)
+    assert pq.read_metadata(file).num_rows == 200
+    kept = Path(file).stat().st_mtime_ns
+    assert ensure_history(history, tmp_path) == folder
+    assert Path(file).stat().st_mtime_ns == kept
+    pq.write_table(pq.read_table(file).replace_schema_metadata(None), file)
+    ensure_history(history, tmp_path)
+    with FeatureStore(history.registry(), history.settings(folder)) as store:
+        assert [one.rows for one in store.offline.partitions(store.registry.view("v0"))] == [200]
