@@ -10,6 +10,7 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from threading import Lock
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
@@ -105,6 +106,8 @@ class WindowGrid:
         local = utc(start, timezone).astimezone(_zone(timezone))
         self._ticks = CronSim(cron, local - timedelta(microseconds=1))
         self._bounds: list[datetime] = []
+        # Grids are shared; two threads at one cron would leave a boundary out.
+        self._lock = Lock()
         self._extend()
         self._extend()
 
@@ -117,8 +120,10 @@ class WindowGrid:
             self._bounds.append(bound)
 
     def _reach(self, until: datetime) -> None:
-        while self._bounds[-1] <= until:
-            self._extend()
+        if self._bounds[-1] <= until:
+            with self._lock:
+                while self._bounds[-1] <= until:
+                    self._extend()
 
     @property
     def first(self) -> Window:
@@ -128,8 +133,9 @@ class WindowGrid:
     @property
     def period(self) -> timedelta:
         """The shortest of the first windows: how old the newest value is at most when all runs as planned."""
-        while len(self._bounds) <= _LEAST_WINDOWS:
-            self._extend()
+        with self._lock:
+            while len(self._bounds) <= _LEAST_WINDOWS:
+                self._extend()
         return min(b - a for a, b in zip(self._bounds[:-1], self._bounds[1:_LEAST_WINDOWS], strict=False))
 
     def within(self, start: datetime | None, end: datetime) -> list[Window]:
@@ -141,6 +147,8 @@ class WindowGrid:
 
     def touching(self, start: datetime | None, end: datetime) -> list[Window]:
         """Return the windows that share an instant with `[start, end)`, oldest first."""
+        if start is not None and start >= end:
+            return []
         self._reach(end)
         low = 0 if start is None else max(bisect_right(self._bounds, start) - 1, 0)
         high = bisect_left(self._bounds, end)
@@ -156,8 +164,8 @@ class WindowGrid:
         self._reach(start)
         index = bisect_left(self._bounds, start)
         if index >= len(self._bounds) or self._bounds[index] != start:
-            near = self._bounds[max(bisect_right(self._bounds, start) - 1, 0)]
-            message = f"no window starts at {start:%Y-%m-%d %H:%M} UTC.\nThe nearest before it starts at {near:%Y-%m-%d %H:%M} UTC."
+            which, near = ("nearest before it", self._bounds[index - 1]) if index else ("first one", self._bounds[0])
+            message = f"no window starts at {start:%Y-%m-%d %H:%M} UTC.\nThe {which} starts at {near:%Y-%m-%d %H:%M} UTC."
             raise WindowError(message)
         self._reach(self._bounds[index])
         return Window(self._bounds[index], self._bounds[index + 1])
