@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["ENVIRONMENT_PREFIX", "Settings", "load_registry"]
 
 ENVIRONMENT_PREFIX = "FEATURE_PLATFORM_"
+_LAST_PORT = 65_535
 _SAFE_PROJECT = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
 
@@ -66,6 +67,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Make paths absolute and refuse what cannot work."""
+        for one in fields(self):
+            _check_type(one.name, str(one.type), getattr(self, one.name))
         object.__setattr__(self, "root", Path(self.root).absolute())
         for name in ("offline_root", "online_root"):
             object.__setattr__(self, name, self.root / Path(getattr(self, name)))
@@ -79,6 +82,12 @@ class Settings:
         if self.threads is not None and self.threads < 1:
             message = f"threads must be at least 1, not {self.threads}."
             raise SettingsError(message, field="threads")
+        if not 0 <= self.api_port <= _LAST_PORT:
+            message = f"api_port {self.api_port} is not a port.\nUse 1 to {_LAST_PORT}; 0 takes a free one."
+            raise SettingsError(message, field="api_port")
+        if not self.api_host:
+            message = "api_host is empty, which would bind every address.\nWrite 127.0.0.1, or the address that you mean."
+            raise SettingsError(message, field="api_host")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, *, start: Path | None = None) -> Settings:
@@ -99,6 +108,9 @@ class Settings:
         for name, value in declared.items():
             if name not in known or name == "root":
                 message = f"pyproject.toml: [tool.feature_platform] has no setting {name!r}.\n{suggest(name, known.keys() - {'root'})}"
+                raise SettingsError(message, field=name)
+            if not isinstance(value, (str, int, float)):
+                message = f"pyproject.toml: {name} is a {type(value).__name__}.\nWrite one value."
                 raise SettingsError(message, field=name)
             values[name] = _parse(f"pyproject.toml: {name}", str(known[name].type), str(value))
         for variable, text in environ.items():
@@ -122,13 +134,29 @@ def _project_folder(start: Path, named: str | None) -> tuple[Path, dict[str, obj
         file = folder / "pyproject.toml"
         if file.is_file():
             try:
-                tool = tomllib.loads(file.read_text()).get("tool", {})
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+                tool = tomllib.loads(file.read_text(encoding="utf-8")).get("tool")
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as exc:
                 message = f"{file} cannot be read: {exc}"
                 raise SettingsError(message) from exc
-            if "feature_platform" in tool:
-                return folder, dict(tool["feature_platform"])
+            declared = tool.get("feature_platform") if isinstance(tool, dict) else None
+            if isinstance(declared, dict):
+                return folder, declared
+            if declared is not None:
+                message = f"{file}: tool.feature_platform is {declared!r}.\nWrite a table: [tool.feature_platform]."
+                raise SettingsError(message)
     return folders[0], {}
+
+
+def _check_type(name: str, type_name: str, value: object) -> None:
+    """Refuse a value of another type than the setting's; a path may be text."""
+    if value is None and "None" in type_name:
+        return
+    word = type_name.removesuffix(" | None")
+    is_one = {"bool": isinstance(value, bool), "int": isinstance(value, int) and not isinstance(value, bool), "str": isinstance(value, str)}
+    if not is_one.get(word, isinstance(value, (str, Path))):
+        # No value: it may be a secret.
+        message = f"{name} is a {type(value).__name__}, not a {word}.\nFrom text, use Settings.from_env()."
+        raise SettingsError(message, field=name)
 
 
 def _parse(variable: str, type_name: str, text: str) -> object:
@@ -166,6 +194,9 @@ def load_registry(settings: Settings) -> Registry:
         )
         raise SettingsError(message, field="registry")
     module_name, _, attribute = named.partition(":")
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        message = f"registry {named!r}: {module_name!r} is not a module's name.\nWrite it as 'features.streaming:registry'."
+        raise SettingsError(message, field="registry")
     if str(settings.root) not in sys.path:
         sys.path.insert(0, str(settings.root))
     try:
