@@ -33,6 +33,7 @@ __all__ = [
     "ParquetSource",
     "QueryFunction",
     "ViewKind",
+    "returns_event_timestamp",
 ]
 
 ON_UPDATE: Final = "ON_UPDATE"
