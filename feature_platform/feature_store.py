@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 import duckdb
 
 from feature_platform.errors import RegistryError
-from feature_platform.materialization import MaterializationReport, materialize_view
+from feature_platform.materialization import MaterializationReport, materialize_view, read_meta
 from feature_platform.offline.compute import PartitionReport, compute_windows, due_windows, requested_windows
 from feature_platform.offline.historical import HistoricalFeatures
 from feature_platform.offline.point_in_time import Question
 from feature_platform.offline.query import configure
 from feature_platform.offline.store import OfflineStore
 from feature_platform.online.codec import ViewCodec
-from feature_platform.online.layout import read_head
 from feature_platform.online.retrieval import OnlineFeatures, read_online
 from feature_platform.online.store import OnlineStore, open_online_store
 from feature_platform.settings import Settings
@@ -158,8 +157,8 @@ class FeatureStore:
         """
         for view in self._views(None):
             stored = self.online.get_many([ViewCodec(self.settings.project, view).meta_key])[0]
-            head = read_head(stored) if stored else None  # whatever it is: nothing of it has to be read but how new it is
-            self.offline.raise_generation(view, above=head.generation if head else 0)
+            meta = read_meta(stored, even_if_broken=True)
+            self.offline.raise_generation(view, above=meta.generation if meta else 0)
         return self._materialize(None, now, again=True, progress=progress)
 
     def get_historical_features(

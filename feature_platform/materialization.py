@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from feature_platform.online.store import OnlineStore, WriteCounts
 
-__all__ = ["MaterializationReport", "materialize_view", "newest_rows_sql"]
+__all__ = ["MaterializationReport", "materialize_view", "newest_rows_sql", "read_meta"]
 
 _BATCH_ROWS = 50_000
 
@@ -138,7 +138,7 @@ def materialize_view(
     with store.materializing(view):
         generation = store.generation(view)
         stored = online.get_many([codec.meta_key])[0]
-        current = _read_meta(stored, even_if_broken=again)
+        current = read_meta(stored, even_if_broken=again)
         if current and current.generation > generation:
             message = (
                 f"view {view.name!r}: the online store holds generation {current.generation}, the history in {store.root} only {generation}.\n"
@@ -195,7 +195,8 @@ def materialize_view(
     )
 
 
-def _read_meta(stored: bytes | None, *, even_if_broken: bool) -> ViewMeta | None:
+def read_meta(stored: bytes | None, *, even_if_broken: bool) -> ViewMeta | None:
+    """Return what is under a view's meta key; what cannot be read is an error, or nothing."""
     try:
         return ViewMeta.from_bytes(stored) if stored else None
     except OnlineStoreError:

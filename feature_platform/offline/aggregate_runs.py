@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from feature_platform.dtypes import to_micros
 from feature_platform.model import FeatureView
-from feature_platform.offline.aggregates import aggregates_of, change_points_sql, check_aggregates, known_from, longest_window
+from feature_platform.offline.aggregates import change_points_sql, check_aggregates, known_from, longest_window
 from feature_platform.offline.contract import RESULT
 from feature_platform.offline.query import explaining, quote, timestamp
 from feature_platform.offline.store import TOMBSTONE

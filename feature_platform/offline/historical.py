@@ -247,8 +247,12 @@ class _Rows:
             spool.unlink(missing_ok=True)
 
     def relation(self, connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyRelation:
-        """Return the columns that the join needs, on a connection of ours; only those, since others may differ from them in case."""
-        names = [name for name in self.needed if name in self.columns] or self.columns
+        """
+        Return the columns that the join needs, on a connection of ours.
+
+        Only those, since others may differ from them in case; all, where one is missing, for the error to suggest from.
+        """
+        names = list(self.needed) if set(self.needed) <= set(self.columns) else self.columns
         if isinstance(self.given, list):
             return connection.from_arrow(self._dataset.scanner(columns=names, batch_size=_BATCH_ROWS).to_reader())
         return connection.from_arrow(self._arrow(names))

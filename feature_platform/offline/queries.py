@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import secrets
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import duckdb
 import pyarrow as pa
@@ -18,7 +18,7 @@ import pyarrow as pa
 from feature_platform.errors import ContractError, QueryError, suggest
 from feature_platform.model import FeatureView, ViewKind
 from feature_platform.offline.contract import RESULT, check_columns, check_rows, time_columns
-from feature_platform.offline.query import explaining, first_row, named_parameters, quote, quote_all, timestamp, to_micros_up, type_family
+from feature_platform.offline.query import explaining, first_row, named_parameters, quote, quote_all, timestamp, to_micros_up
 from feature_platform.offline.safety import check_select
 from feature_platform.offline.sources import SourceViews, utc_naive
 

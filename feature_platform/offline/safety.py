@@ -23,14 +23,52 @@ Node: TypeAlias = "dict[str, Any]"
 
 # DuckDB says of its functions which ones change with the moment or the session; these it does not mark, or takes for tables.
 _UNSTABLE: Final = frozenset(
-    """now today current_date current_time current_timestamp localtime localtimestamp current_localtime current_localtimestamp ago
-    current_user session_user user current_role current_catalog getenv version which_secret write_log read_text read_blob query
-    query_table glob add_parquet_key parse_path_secret nextval currval setval""".split()
+    [
+        "now",
+        "today",
+        "current_date",
+        "current_time",
+        "current_timestamp",
+        "localtime",
+        "localtimestamp",
+        "current_localtime",
+        "current_localtimestamp",
+        "ago",
+        "current_user",
+        "session_user",
+        "user",
+        "current_role",
+        "current_catalog",
+        "getenv",
+        "version",
+        "which_secret",
+        "write_log",
+        "read_text",
+        "read_blob",
+        "query",
+        "query_table",
+        "glob",
+        "add_parquet_key",
+        "parse_path_secret",
+        "nextval",
+        "currval",
+        "setval",
+    ]
 )
 _STABLE_ENOUGH: Final = frozenset(["error", "vector_type"])  # marked volatile, so that the optimizer leaves them where they stand
 _COLUMNS_THAT_ARE_FUNCTIONS: Final = frozenset(
-    """current_date current_time current_timestamp localtime localtimestamp current_user user session_user current_role
-    current_catalog""".split()
+    [
+        "current_date",
+        "current_time",
+        "current_timestamp",
+        "localtime",
+        "localtimestamp",
+        "current_user",
+        "user",
+        "session_user",
+        "current_role",
+        "current_catalog",
+    ]
 )
 _PURE_TABLE_FUNCTIONS: Final = frozenset(["unnest", "range", "generate_series"])
 _PAST_THE_SOURCES: Final = ("read_", "duckdb_", "pragma_", "pg_", "sniff_", "parquet_")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from feature_platform.dtypes import MICROSECOND, from_micros, to_micros
+from feature_platform.dtypes import MICROSECOND, from_micros
 from feature_platform.model import FeatureView
 from feature_platform.windows import KEY_FORMAT, WHOLE, Window
 
