@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import ClassVar
 from zoneinfo import ZoneInfo
 
 import dagster as dg
@@ -23,9 +25,10 @@ from dagster_duckdb import DuckDBResource
 from dagster_shared.serdes.utils import SerializableTimeDelta
 
 from feature_platform import ON_UPDATE, Aggregate, Entity, Feature, FeatureStore, FeatureView, ParquetSource, Registry, Settings
-from feature_platform.errors import RegistryError
+from feature_platform.errors import RegistryError, WindowError
 from feature_platform.offline.store import OfflineStore
 from feature_platform.online.embedded import stop_server
+from feature_platform.online.store import OnlineStore
 from feature_platform.orchestration import OnlineStoreResource, build_definitions, feature_key, online_key
 from feature_platform.orchestration.automation import tick_cron
 from feature_platform.orchestration.partitions import key_of, partitions_def, window_of
@@ -138,10 +141,14 @@ class Project:
         job = self.definitions.resolve_job_def(f"{view.name}_refresh")
         assert job.execute_in_process(instance=self.instance, partition_key=request.partition_key, tags=dict(request.tags)).success
 
-    def pushes(self) -> set[str]:
+    def pushes(self, now: datetime | None = None) -> set[str]:
         """Return the views that automation would push now; remembers what it saw."""
         found = dg.evaluate_automation_conditions(
-            self.definitions, instance=self.instance, cursor=self.cursor, asset_selection=dg.AssetSelection.key_prefixes("online")
+            self.definitions,
+            instance=self.instance,
+            cursor=self.cursor,
+            asset_selection=dg.AssetSelection.key_prefixes("online"),
+            evaluation_time=now,
         )
         self.cursor = found.cursor
         return {result.key.path[-1] for result in found.results if result.true_subset.size and isinstance(result.key, dg.AssetKey)}
@@ -287,13 +294,18 @@ def test_a_range_is_one_computation_with_metadata_per_partition(project: Project
 def test_a_run_of_one_feature_reports_all_that_it_wrote(project: Project) -> None:
     """The other feature of the file has its materialization and its check, so that the push follows; and it does."""
     project.pushes()
-    assert project.run(feature_key(profile, "plays"), first=key(3)).success
+    result = project.run(feature_key(profile, "plays"), first=key(3))
+    assert result.success
     other = project.instance.fetch_materializations(feature_key(profile, "last_title"), limit=10).records
     assert [record.partition_key for record in other] == [key(3)]
     made = other[0].asset_materialization
     assert made is not None
     assert made.metadata["dagster/partition_row_count"].value == 2
     assert (made.tags or {})["dagster/code_version"] == profile.definition_hash
+    targets = {one.asset_key.path[-1]: one.target_materialization_data for one in result.get_asset_check_evaluations()}
+    assert targets.keys() == {"plays", "last_title"}
+    assert targets["last_title"] is not None
+    assert targets["last_title"].storage_id == other[0].storage_id
     assert project.pushes() == {"profile"}
     assert project.run(online_key(profile)).success
     assert project.pushes() == set()
@@ -317,6 +329,41 @@ def test_a_write_between_push_and_look_is_not_lost(project: Project) -> None:
     for assets in ([feature_key(profile, "plays")], [online_key(profile)], [feature_key(profile, "plays")]):
         assert project.run(*assets, first=None if assets == [online_key(profile)] else key(0)).success
     assert project.pushes() == {"profile"}
+
+
+class LookingStoreResource(OnlineStoreResource):
+    """The online store; while it is open for a push, automation has a look."""
+
+    look: ClassVar[Callable[[], None]]
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[OnlineStore]:
+        """Hand out the store after a look."""
+        type(self).look()
+        with super().open() as store:
+            yield store
+
+
+def test_a_write_seen_while_a_push_fails_is_pushed_minutes_later(project: Project) -> None:
+    """A write is not pushed beside a push under way, nor again and again when that one fails; a little later it is."""
+    project.pushes()
+    seen_meanwhile: list[set[str]] = []
+
+    def look() -> None:
+        assert project.run(feature_key(profile, "plays"), first=key(1)).success
+        seen_meanwhile.append(project.pushes())
+        message = "a user's error fails at once"
+        raise WindowError(message)
+
+    assert project.run(feature_key(profile, "plays"), first=key(0)).success
+    assert project.pushes() == {"profile"}
+    resource = type("Resource", (LookingStoreResource,), {"look": staticmethod(look), "settings": project.settings})()
+    defs = build_definitions(project.registry, project.settings, resources={"online_store": resource})
+    job = defs.resolve_implicit_global_asset_job_def()
+    job.execute_in_process(instance=project.instance, asset_selection=[online_key(profile)], raise_on_error=False)
+    assert seen_meanwhile == [set()]
+    assert project.pushes(datetime.now(UTC)) == set()
+    assert project.pushes(datetime.now(UTC) + timedelta(minutes=11)) == {"profile"}
 
 
 def test_a_view_without_a_schedule_is_one_table(project: Project) -> None:
@@ -609,3 +656,24 @@ def test_a_table_without_a_schedule_follows_its_files(project: Project) -> None:
     assert none == []
     write_day(project.settings.root, START + 9 * DAY)
     assert seen(project, titles, cursor, datetime.now(UTC))[0] == ["all"]
+
+
+def test_a_sensor_asks_for_what_changed_and_remembers_it(project: Project) -> None:
+    """It asks once for a stretch of days, and after their run for nothing more; a half-written file is passed over."""
+    view = replace(last_play, start=datetime.now(UTC) - 2 * DAY)
+    project.registry = Registry([view])
+    (project.settings.root / "data" / "plays" / "torn.parquet").write_bytes(b"PAR1")
+    sensor, cursor = project.definitions.resolve_sensor_def("last_play_on_update"), None
+    answers: list[dg.SensorExecutionData] = []
+    for _ in range(3):
+        repository = project.definitions.get_repository_def()
+        with dg.build_sensor_context(instance=project.instance, repository_def=repository, cursor=cursor) as context:
+            answers.append(found := sensor.evaluate_tick(context))
+        cursor = found.cursor
+        if len(answers) == 1:
+            (project.settings.root / "data" / "plays" / "torn.parquet").unlink()
+            (asked,) = found.run_requests or ()
+            project.execute(view, asked)
+    assert len(project.store.partitions(view)) == 3
+    assert [len(found.run_requests or ()) for found in answers] == [1, 0, 0]
+    assert answers[-1].skip_message == "last_play: every closed window is computed."

@@ -40,6 +40,7 @@ def job_of(view: FeatureView) -> dg.UnresolvedAssetJobDefinition:
 
 def schedule_of(view: FeatureView, job: dg.UnresolvedAssetJobDefinition, settings: Settings) -> dg.ScheduleDefinition:
     """Return the schedule of a view: each tick asks for every closed window that is not computed yet."""
+    store = OfflineStore(settings.offline_root)  # of the code server's life: it remembers the footers that it read
 
     @dg.schedule(
         name=f"{view.name}_schedule",
@@ -51,7 +52,7 @@ def schedule_of(view: FeatureView, job: dg.UnresolvedAssetJobDefinition, setting
     )
     def tick(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         now = context.scheduled_execution_time.astimezone(UTC)
-        due = _unreported(context.instance, view, OfflineStore(settings.offline_root), now)
+        due = _unreported(context.instance, view, store, now)
         return run_requests(context.instance, view, due, tick=f"{now:%Y-%m-%dT%H%MZ}")
 
     return tick

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_platform.dtypes import to_micros
@@ -49,7 +50,7 @@ class SourceFile:
     span: tuple[datetime, datetime] | None
     is_static: bool
 
-    def touches(self, view: FeatureView, window: Window) -> bool:
+    def touches(self, view: FeatureView, window: Window, now: datetime) -> bool:
         """
         Say whether a window reads some of its rows, as far as the footer says.
 
@@ -58,7 +59,7 @@ class SourceFile:
         if window == WHOLE:
             return True
         if self.is_static:
-            return window.end > datetime.now(UTC)
+            return window.end > now
         if self.span is None:
             return True
         reads_from = window.start if view.lookback is None else window.start - view.lookback
@@ -67,6 +68,7 @@ class SourceFile:
 
 def update_sensor(view: FeatureView, job: dg.UnresolvedAssetJobDefinition, settings: Settings) -> dg.SensorDefinition:
     """Return the sensor of an ON_UPDATE view, or of one without a schedule: it asks for the windows whose source files changed."""
+    store = OfflineStore(settings.offline_root)  # of the code server's life: it remembers the footers that it read
 
     @dg.sensor(
         name=f"{view.name}_on_update",
@@ -77,7 +79,6 @@ def update_sensor(view: FeatureView, job: dg.UnresolvedAssetJobDefinition, setti
     )
     def look(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         now = datetime.now(UTC)
-        store = OfflineStore(settings.offline_root)
         due, seen = changed_windows(view, store, source_files(view, settings.root), context.cursor, now)
         # The hour: a stretch whose run failed is asked for again, but not with every look.
         newest = max((seen_at for _, seen_at in seen.values()), default=0)
@@ -111,7 +112,7 @@ def changed_windows(
     missing = set(due_windows(view, store, now))
     due: list[Window] = []
     for window in requested_windows(view, None, None, now):
-        own = [file for file in known if file.touches(view, window)]
+        own = [file for file in known if file.touches(view, window, now)]
         fingerprint = hashlib.sha256(repr(sorted(file.identity for file in own)).encode()).hexdigest()[:16]
         last = before.get(window.key)
         if last is None:
@@ -131,12 +132,12 @@ def source_files(view: FeatureView, root: Path) -> list[SourceFile]:
     """Return the files of a view's sources that exist now."""
     found: list[SourceFile] = []
     for source in view.sources:
-        for path in sorted(glob.glob(str(root / source.path), recursive=True)):  # noqa: PTH207 - Path.glob takes no absolute pattern
+        for path in sorted(glob.glob(str(root / source.path), recursive=True)):
             try:
                 stat = Path(path).stat()
                 # A file that is moved here keeps its mtime; its ctime is the move's.
                 found.append(_file(source, path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
-            except (FileNotFoundError, OSError):
+            except (OSError, pa.ArrowInvalid):
                 continue  # gone, or being written: the next look sees it
     return found
 
