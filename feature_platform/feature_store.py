@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import duckdb
 
@@ -58,7 +58,7 @@ class FeatureStore:
         self._database: duckdb.DuckDBPyConnection | None = None
         self._opening = threading.Lock()
 
-    def __enter__(self) -> FeatureStore:
+    def __enter__(self) -> Self:
         """Return the store."""
         return self
 

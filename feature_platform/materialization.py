@@ -141,7 +141,8 @@ def materialize_view(
         current = read_meta(stored, even_if_broken=again)
         if current and current.generation > generation:
             message = (
-                f"view {view.name!r}: the online store holds generation {current.generation}, the history in {store.root} only {generation}.\n"
+                f"view {view.name!r}: the online store holds generation {current.generation}, "
+                f"the history in {store.root} only {generation}.\n"
                 "It was filled from another history. Run 'fp rebuild-online' to fill it from this one."
             )
             raise OnlineStoreError(message)
@@ -212,7 +213,7 @@ class _Push:
     Rows of files that lack a feature are encoded by a codec without it, so that it reads NOT_FOUND and not NULL.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - private, one call
         self,
         connection: duckdb.DuckDBPyConnection,
         view: FeatureView,

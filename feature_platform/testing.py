@@ -64,7 +64,7 @@ def event_answer(
     return _judge(view, feature, winner, winner["event_timestamp"], at)
 
 
-def window_answer(
+def window_answer(  # noqa: PLR0917 - public, and called by position
     view: FeatureView, ends: Iterable[datetime], state_at: Callable[[datetime], State], key: tuple[Any, ...], feature: str, at: datetime
 ) -> Answer:
     """
@@ -97,19 +97,20 @@ def aggregate_state(
         end: End of the window.
         where: The aggregates' conditions as functions, by feature.
     """
-    source, state = view.sources[0], {}
+    source, state = view.sources[0], dict[tuple[Any, ...], dict[str, Any]]()
+    time = source.timestamp or ""
     for key in {_key(view, row) for row in rows}:
         if None in key:
             continue
         inside: dict[str, list[Row]] = {}
         for aggregate in view.features:
             assert isinstance(aggregate, Aggregate)  # noqa: S101 - an aggregate view has nothing else
-            condition = (where or {}).get(aggregate.name, lambda _: True)
+            condition = (where or {}).get(aggregate.name, _always)
             inside[aggregate.name] = [
                 row
                 for row in rows
                 if _key(view, row) == key
-                and end - aggregate.window <= row[source.timestamp] < end
+                and end - aggregate.window <= row[time] < end
                 and (
                     source.created_timestamp is None
                     or row[source.created_timestamp] is None
@@ -118,15 +119,19 @@ def aggregate_state(
                 and condition(row)
             ]
         if any(inside.values()):
-            state[key] = {a.name: _aggregate(a, inside[a.name], source.timestamp) for a in view.features if isinstance(a, Aggregate)}
+            state[key] = {a.name: _aggregate(a, inside[a.name], time) for a in view.features if isinstance(a, Aggregate)}
     return state
 
 
-def _aggregate(aggregate: Aggregate, rows: Sequence[Row], timestamp: str | None) -> Any:  # noqa: ANN401 - of the feature's dtype
+def _always(_: Row) -> bool:
+    return True
+
+
+def _aggregate(aggregate: Aggregate, rows: Sequence[Row], time: str) -> Any:  # noqa: ANN401, PLR0911 - of the feature's dtype
     if aggregate.column is None:
         return len(rows)
-    newest_first = sorted(rows, key=lambda row: row[timestamp], reverse=True)
-    values = [row[aggregate.column] for row in newest_first if row[aggregate.column] is not None]
+    pairs = [(row[time], row[aggregate.column]) for row in rows if row[aggregate.column] is not None]
+    values = [value for _, value in sorted(pairs, reverse=True)]  # newest first, ties by the greater value
     as_float = aggregate.type.family == "float"
     match aggregate.function:
         case "count":

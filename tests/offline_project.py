@@ -1,5 +1,7 @@
 """A project in a temporary folder: source tables in, a feature store out. Shared by the tests of the offline half."""
 
+# ruff: noqa: ANN401 - tables of cases hold values of every type, one case a line
+
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
@@ -28,7 +30,7 @@ def write(root: Path, table: pa.Table | dict[str, Any], name: str = "watches") -
     pq.write_table(table if isinstance(table, pa.Table) else pa.table(table), root / "source" / f"{name}.parquet")
 
 
-def store_of(root: Path, *views: FeatureView, online: Any = None, **options: Any) -> FeatureStore:  # noqa: ANN401
+def store_of(root: Path, *views: FeatureView, online: Any = None, **options: Any) -> FeatureStore:
     """Open the feature store of some views in a folder."""
     return FeatureStore(Registry(list(views), **options), Settings(root=root), online=online or MemoryOnlineStore())
 
@@ -38,7 +40,7 @@ def instants(*offsets: timedelta) -> pa.Array:
     return pa.array([T0 + offset for offset in offsets], MICROS)
 
 
-def history_view(name: str = "values", *, dtype: Any = int, entity: Entity = user, **options: Any) -> FeatureView:  # noqa: ANN401
+def history_view(name: str = "values", *, dtype: Any = int, entity: Entity = user, **options: Any) -> FeatureView:
     """Return an event view whose source holds the history of values already, computed whole."""
     source = options.pop("source", ParquetSource(name, f"source/{name}.parquet", timestamp="event_timestamp"))
     features = options.pop("features", [Feature("value", dtype)])
@@ -50,7 +52,7 @@ def asked(times: list[datetime], users: list[Any] | None = None) -> pa.Table:
     return pa.table({"user_id": pa.array(users or ["ann"] * len(times)), "event_timestamp": pa.array(times, MICROS)})
 
 
-def answers(store: FeatureStore, features: list[str], times: list[datetime], users: list[Any] | None = None, **options: Any) -> list[Any]:  # noqa: ANN401
+def answers(store: FeatureStore, features: list[str], times: list[datetime], users: list[Any] | None = None, **options: Any) -> list[Any]:
     """Return each row's values with their statuses, as tuples (one pair where one feature is asked for)."""
     table = store.get_historical_features(asked(times, users), features, statuses=True, **options).to_arrow()
     columns = [table.column(index).to_pylist() for index in range(2, table.num_columns)]

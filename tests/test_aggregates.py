@@ -1,5 +1,7 @@
 """Sliding aggregates against raw SQL, and the numbers, names and conditions that make them hard."""
 
+# ruff: noqa: ANN401, E501, PLR0917 - tables of cases hold values of every type, one case a line
+
 from __future__ import annotations
 
 import math
@@ -22,9 +24,8 @@ PRESENT, NULL_VALUE, NOT_FOUND = FeatureStatus.PRESENT, FeatureStatus.NULL_VALUE
 
 def activity(*features: Aggregate, **options: Any) -> FeatureView:
     """Return an hourly aggregate view over the watches."""
-    return FeatureView(
-        "activity", **({"entity": user, "sources": [watches], "features": features, "schedule": "@hourly", "start": T0} | options)
-    )
+    arguments: dict[str, Any] = {"entity": user, "sources": [watches], "features": features, "schedule": "@hourly", "start": T0}
+    return FeatureView("activity", **(arguments | options))
 
 
 def one_user(values: list[Any], kind: pa.DataType, *, every: timedelta = MINUTE) -> pa.Table:
@@ -265,6 +266,7 @@ def test_a_late_row_is_not_newest_before_it_was_known(tmp_path: Path) -> None:
     with store_of(tmp_path, view) as store:
         together = [report.partition.newest_source_timestamp for report in store.compute(end=T0 + 2 * HOUR, now=NOW)]
         alone = store.compute(start=T0, end=T0 + HOUR, now=NOW)[0].partition.newest_source_timestamp
+        assert alone is not None
         assert together == [alone, alone + 60 * 10**6]
 
 

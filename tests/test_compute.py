@@ -1,5 +1,7 @@
 """From sources to Parquet: the contract of rows, windows, footers, and what is refused."""
 
+# ruff: noqa: ANN401, E501, FBT001 - tables of cases hold values of every type, one case a line
+
 from __future__ import annotations
 
 import threading
@@ -49,7 +51,13 @@ def events() -> pa.Table:
 
 def snapshot(query: Any, *features: Feature, **options: Any) -> FeatureView:
     """Return an hourly snapshot view over the watches."""
-    arguments = {"entity": user, "sources": [watches], "schedule": "@hourly", "start": T0, "features": features or [Feature("n", int)]}
+    arguments: dict[str, Any] = {
+        "entity": user,
+        "sources": [watches],
+        "schedule": "@hourly",
+        "start": T0,
+        "features": features or [Feature("n", int)],
+    }
     return FeatureView("counts", query=query, **(arguments | options))
 
 
@@ -139,7 +147,7 @@ def test_dtypes_fit_by_lossless_family(tmp_path: Path, dtype: Any, value: str, f
 
 def hidden_time(watches: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
     """Return a time column whose name does not stand in the source code."""
-    return watches.project('user_id, 1 as n, "at" as ' + "_".join(["event", "timestamp"]))
+    return watches.project('user_id, 1 as n, "at" as ' + "event" + "_timestamp")
 
 
 def test_a_snapshot_may_not_return_event_timestamp(tmp_path: Path) -> None:
@@ -152,7 +160,13 @@ def test_a_snapshot_may_not_return_event_timestamp(tmp_path: Path) -> None:
 def event_view(query: str | None = None, **options: Any) -> FeatureView:
     """Return an hourly event view over the watches."""
     query = query or 'select user_id, "at" as event_timestamp, minutes from watches'
-    arguments = {"entity": user, "sources": [watches], "schedule": "@hourly", "start": T0, "features": [Feature("minutes", int)]}
+    arguments: dict[str, Any] = {
+        "entity": user,
+        "sources": [watches],
+        "schedule": "@hourly",
+        "start": T0,
+        "features": [Feature("minutes", int)],
+    }
     return FeatureView("values", query=query, **(arguments | options))
 
 
@@ -293,7 +307,7 @@ def test_days_of_a_time_zone_have_their_own_length(tmp_path: Path, day: datetime
 
 def test_a_source_without_files_says_where_it_looked(tmp_path: Path) -> None:
     """Whether files exist is found out when computing."""
-    with store_of(tmp_path, snapshot(COUNT)) as store, pytest.raises(SourceNotFoundError, match="'source/watches.parquet'"):
+    with store_of(tmp_path, snapshot(COUNT)) as store, pytest.raises(SourceNotFoundError, match=r"'source/watches\.parquet'"):
         store.compute(now=NOW)
 
 
@@ -382,7 +396,9 @@ def as_polars(watches: duckdb.DuckDBPyRelation, scale: int = 1) -> Any:
 def with_bounds(watches: duckdb.DuckDBPyRelation, start: datetime, end: datetime) -> duckdb.DuckDBPyRelation:
     """Take the window's bounds too."""
     assert end - start == HOUR
-    return watches.query("w", "select user_id, count(*) as n from w group by user_id")
+    relation = watches.query("w", "select user_id, count(*) as n from w group by user_id")
+    assert relation is not None
+    return relation
 
 
 @pytest.mark.parametrize("function", [by_source_name, by_mapping, by_keywords, as_reader, as_polars, with_bounds], ids=lambda f: f.__name__)
@@ -423,8 +439,9 @@ def test_what_a_function_may_not_return_is_named(tmp_path: Path, function: Any, 
 def test_functions_of_several_threads_do_not_meet(tmp_path: Path) -> None:
     """Two views with functions, computed at once on one store, each write their own rows."""
     write(tmp_path, events())
+    functions: list[Any] = [by_source_name, with_bounds]
     views = [FeatureView(f"v{i}", entity=user, sources=[watches], schedule="@hourly", start=T0, query=q, features=[Feature("n", int)])
-             for i, q in enumerate([by_source_name, with_bounds])]  # fmt: skip
+             for i, q in enumerate(functions)]  # fmt: skip
     with store_of(tmp_path, *views) as store:
         threads = [threading.Thread(target=store.compute, args=(view.name,), kwargs={"now": T0 + 8 * HOUR}) for view in views]
         for thread in threads:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -159,7 +158,7 @@ def test_two_processes_computing_one_view_lose_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def online(tmp_path: Path) -> Iterator[EmbeddedOnlineStore]:
-    """The project's embedded server, stopped afterwards."""
+    """Start the project's embedded server, and stop it afterwards."""
     store = EmbeddedOnlineStore(tmp_path / "data/online")
     yield store
     store.close()
@@ -221,4 +220,4 @@ def test_a_write_waits_for_no_reader(tmp_path: Path) -> None:
             store.compute(now=NOW)
             assert set(reader.read()["value"].to_pylist()) == {1}
         assert assert_whole(store, view) == {2}
-        assert os.listdir(path.parent) != []
+        assert not list(path.parent.glob(".*.tmp"))

@@ -1,5 +1,7 @@
 """Training sets: every form in, every form out, and what is refused."""
 
+# ruff: noqa: ANN401, E501, PLR0917 - tables of cases hold values of every type, one case a line
+
 from __future__ import annotations
 
 import random
@@ -24,7 +26,7 @@ ROWS = 5_000
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FeatureStore]:
-    """A store of one view: user u<i> has the values i, then NULL."""
+    """Open a store of one view: user u<i> has the values i, then NULL."""
     root = tmp_path_factory.mktemp("project")
     times = pa.array([T0 + i % 2 * 60 * MINUTE for i in range(200)], MICROS)
     values = pa.array([None if i % 2 else i // 2 + 2**53 for i in range(200)], pa.int64())
@@ -50,7 +52,7 @@ def entity_df() -> pa.Table:
 
 @pytest.fixture(scope="module")
 def expected(entity_df: pa.Table) -> list[int | None]:
-    """The answers by hand."""
+    """Return the answers by hand."""
     found: list[int | None] = []
     for row in entity_df.to_pylist():
         number, minutes = int(row["user_id"][1:]), (row["event_timestamp"] - T0) / MINUTE

@@ -1,5 +1,7 @@
 """From Parquet to the online store: newest rows, removals, corrections, rebuilds, and what the reports say."""
 
+# ruff: noqa: ANN401, E501, FBT001 - tables of cases hold values of every type, one case a line
+
 from __future__ import annotations
 
 from datetime import datetime, timedelta
@@ -43,7 +45,8 @@ def values(*rows: tuple[str, datetime, int | None], known: list[datetime | None]
 def snapshot(**options: Any) -> FeatureView:
     """Return an hourly count of each hour's own events."""
     query = "select user_id, count(*) as n from watches group by user_id"
-    return FeatureView("counts", **({"entity": user, "sources": [watches], "query": query, "features": [Feature("n", int)], "schedule": "@hourly", "start": T0} | options))  # fmt: skip
+    arguments: dict[str, Any] = {"entity": user, "sources": [watches], "query": query, "schedule": "@hourly", "start": T0}
+    return FeatureView("counts", features=[Feature("n", int)], **(arguments | options))
 
 
 def test_the_newest_row_of_each_key_is_pushed(tmp_path: Path) -> None:
@@ -189,7 +192,7 @@ EXPECTED = {
 
 
 def assert_answers(store: FeatureStore) -> None:
-    """The answers of `filled`."""
+    """Check the answers of `filled`."""
     for feature, expected in EXPECTED.items():
         assert online(store, feature, "ann", "bob", "zoe") == expected
 

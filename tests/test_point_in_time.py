@@ -1,5 +1,7 @@
 """Point-in-time answers against independent implementations, and on data that breaks naive joins."""
 
+# ruff: noqa: ANN401, E501 - tables of cases hold values of every type, one case a line
+
 from __future__ import annotations
 
 import os
@@ -35,9 +37,15 @@ def computed(root: Path, table: pa.Table | dict[str, Any], view: FeatureView | N
     return store
 
 
-def history(times: list[datetime], values: list[Any], kind: pa.DataType = pa.int64(), users: list[str] | None = None) -> pa.Table:
+def history(times: list[datetime], values: list[Any], kind: pa.DataType | None = None, users: list[Any] | None = None) -> pa.Table:
     """Return a history of one value."""
-    return pa.table({"user_id": users or ["ann"] * len(times), "event_timestamp": pa.array(times, MICROS), "value": pa.array(values, kind)})
+    return pa.table(
+        {
+            "user_id": users or ["ann"] * len(times),
+            "event_timestamp": pa.array(times, MICROS),
+            "value": pa.array(values, kind or pa.int64()),
+        }
+    )
 
 
 # -- against independent implementations -------------------------------------------------------------------------------
@@ -47,7 +55,7 @@ def random_history(seed: int) -> tuple[pa.Table, pa.Table]:
     """Return a history on a coarse grid of times (many ties between keys and questions) and entity rows."""
     noise = random.Random(seed)
     rows = {(f"u{noise.randrange(40)}", T0 + noise.randrange(200) * MINUTE) for _ in range(2_000)}
-    users, times = zip(*sorted(rows, key=lambda row: noise.random()), strict=True)
+    users, times = zip(*noise.sample(sorted(rows), len(rows)), strict=True)
     values = [noise.choice([None, noise.randrange(-(2**62), 2**62)]) for _ in users]
     questions = 3_000
     entity_df = pa.table(
@@ -326,8 +334,8 @@ def test_features_may_be_sql_words(tmp_path: Path, feature: str) -> None:
     with store_of(tmp_path, *views) as store:
         store.compute(end=T0 + HOUR, now=NOW)
         names = [f"{view}:{feature}" for view in "abc"]
-        for options in ({"as_of": "known"}, {"as_of": "latest"}):
-            assert answers(store, names, [T0 + HOUR], full_feature_names=True, **options) == [[(7, PRESENT)] * 3]
+        for as_of in ("known", "latest"):
+            assert answers(store, names, [T0 + HOUR], full_feature_names=True, as_of=as_of) == [[(7, PRESENT)] * 3]
 
 
 def test_clashing_names_are_refused_with_advice(tmp_path: Path) -> None:
@@ -424,8 +432,8 @@ def store_type(dtype: Any) -> pa.DataType:
 
 def test_a_key_beyond_its_dtype_is_an_error_that_says_so(tmp_path: Path) -> None:
     """2**63 is no int64; DuckDB's own message would not name entity_df."""
+    entity_df = pa.table({"key": pa.array([2**63], pa.uint64()), "event_timestamp": pa.array([NOW], MICROS)})
     with keyed(tmp_path, int, pa.array([1])) as store, pytest.raises(EntityRowsError, match="does not fit its declared dtype"):
-        entity_df = pa.table({"key": pa.array([2**63], pa.uint64()), "event_timestamp": pa.array([NOW], MICROS)})
         store.get_historical_features(entity_df, ["values:value"]).to_arrow()
 
 

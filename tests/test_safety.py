@@ -82,7 +82,7 @@ SAFE = {
 
 @pytest.fixture
 def connection() -> duckdb.DuckDBPyConnection:
-    """A session with the source's view and a macro of its own."""
+    """Open a session with the source's view and a macro of its own."""
     made = duckdb.connect()
     made.execute("create view watches as select 'ann' as user_id, timestamp '2026-01-01' as seen_at")
     made.execute("create macro my_clock() as now()")

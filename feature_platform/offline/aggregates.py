@@ -90,7 +90,8 @@ def _check_dtype(view: FeatureView, aggregate: Aggregate, column: DuckDBPyType) 
         fine = fits(column, wanted) or (wanted.family == "float" and family in {"int", "decimal"})
     if not fine:
         message = (
-            f"view {view.name!r}: feature {aggregate.name!r} is {aggregate.function} of {aggregate.column!r} ({column}), declared {dtype}.\n"
+            f"view {view.name!r}: feature {aggregate.name!r} is "
+            f"{aggregate.function} of {aggregate.column!r} ({column}), declared {dtype}.\n"
             f"Write dtype= what a {column} gives."
         )
         raise ContractError(message)
@@ -159,6 +160,7 @@ def change_points_sql(view: FeatureView, types: dict[str, DuckDBPyType], ends: s
     is_empty = " and ".join(f"count(*) filter (where {condition}) = 0" for condition in inside)
     lengths = sorted({aggregate.window for aggregate in aggregates})
     some_keys = "".join(f"{key}, " for key in keys)
+    same_keys = "".join(f" and e.{key} = p.{key}" for key in keys)
     e_keys, p_keys = ("".join(f"{alias}.{key}, " for key in keys) for alias in "ep")
     leaving = "\n    union\n".join(
         f"""    select {e_keys}w.window_end
@@ -192,6 +194,6 @@ select
     {is_empty} as {quote(TOMBSTONE)}
 from (select * from __points where __end > {first}) as p
 left join __events as e
-    on e.__time < p.__end and e.__time >= p.__end - {interval(max(lengths))} and e.__known <= p.__end{"".join(f" and e.{key} = p.{key}" for key in keys)}
+    on e.__time < p.__end and e.__time >= p.__end - {interval(max(lengths))} and e.__known <= p.__end{same_keys}
 group by {p_keys}p.__end
 """

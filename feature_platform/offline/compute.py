@@ -101,7 +101,10 @@ def compute_windows(
     for window in ordered:
         opens = window.start if view.schedule == ON_UPDATE else window.end + view.delay
         if view.schedule is not None and opens > utc(now):
-            message = f"view {view.name!r}: window {window} can be computed from {opens:%Y-%m-%d %H:%M} UTC on, and it is {utc(now):%Y-%m-%d %H:%M}."
+            message = (
+                f"view {view.name!r}: window {window} can be computed from {opens:%Y-%m-%d %H:%M} UTC on, "
+                f"and it is {utc(now):%Y-%m-%d %H:%M}."
+            )
             raise WindowError(message)
     configure(connection)
     writer = PartitionWriter(connection, view, store, to_micros(now), run_id)

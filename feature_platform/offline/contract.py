@@ -35,10 +35,28 @@ def check_columns(view: FeatureView, returned: Sequence[str], types: Mapping[str
     """Compare the described query with the declaration, before any row is read."""
     where = f"view {view.name!r}"
     if view.kind is ViewKind.SNAPSHOT and "event_timestamp" in returned:
-        message = f"{where}: its query returns event_timestamp, which makes it an event view.\nName the column in the outermost SELECT, or leave it out."
+        message = (
+            f"{where}: its query returns event_timestamp, which makes it an event view.\n"
+            "Name the column in the outermost SELECT, or leave it out."
+        )
         raise ContractError(message)
     times = time_columns(view) if view.kind is ViewKind.EVENT else []
-    wanted = [*view.entity.join_keys, *times, *view.feature_by_name]
+    _check_names([*view.entity.join_keys, *times, *view.feature_by_name], returned, where)
+    for name in times:
+        if type_family(types[name]) not in {"datetime", "date", "null"}:
+            message = f"{where}: {name} is {types[name]}, not a time.\nCast it to timestamp."
+            raise ContractError(message)
+    declared = {**view.entity.keys, **{name: feature.type for name, feature in view.feature_by_name.items()}}
+    for name, dtype in declared.items():
+        if not fits(types[name], dtype):
+            message = (
+                f"{where}: column {name!r} is declared {dtype} and the query returns {types[name]}.\n"
+                f"Declare it as that, or write cast({quote(name)} as {dtype.duckdb})."
+            )
+            raise ContractError(message)
+
+
+def _check_names(wanted: Sequence[str], returned: Sequence[str], where: str) -> None:
     for name in wanted:
         if name not in returned:
             hint = ", as its source declares created_timestamp: the join filters by it" if name == "created_timestamp" else ""
@@ -49,16 +67,10 @@ def check_columns(view: FeatureView, returned: Sequence[str], types: Mapping[str
             message = f"{where}: its query returns {name!r} twice.\nName each column once."
             raise ContractError(message)
         if name not in wanted:
-            message = f"{where}: its query returns {name!r}, which is not declared.\nDeclare Feature({name!r}, ...), or leave it out. {suggest(name, wanted, has='Declared')}"
-            raise ContractError(message)
-    for name in times:
-        if type_family(types[name]) not in {"datetime", "date", "null"}:
-            message = f"{where}: {name} is {types[name]}, not a time.\nCast it to timestamp."
-            raise ContractError(message)
-    declared = {**view.entity.keys, **{name: feature.type for name, feature in view.feature_by_name.items()}}
-    for name, dtype in declared.items():
-        if not fits(types[name], dtype):
-            message = f"{where}: column {name!r} is declared {dtype} and the query returns {types[name]}.\nDeclare it as that, or write cast({quote(name)} as {dtype.duckdb})."
+            message = (
+                f"{where}: its query returns {name!r}, which is not declared.\n"
+                f"Declare Feature({name!r}, ...), or leave it out. {suggest(name, wanted, has='Declared')}"
+            )
             raise ContractError(message)
 
 
@@ -82,7 +94,10 @@ def check_rows(connection: duckdb.DuckDBPyConnection, view: FeatureView, window:
         return
     if view.kind is ViewKind.SNAPSHOT:
         named = ", ".join(f"{name}={value!r}" for name, value in zip(unique, twice[0], strict=False))
-        message = f"{where}: a snapshot has one row a key, and {named or 'the global view'} has several.\nGroup by {', '.join(keys) or 'nothing'}."
+        message = (
+            f"{where}: a snapshot has one row a key, and {named or 'the global view'} has several.\n"
+            f"Group by {', '.join(keys) or 'nothing'}."
+        )
         raise ContractError(message)
     # Full ties: one row stays, the same one every time, whatever the order of the files (law L4).
     order = ", ".join(f"{quote(name)} desc nulls last" for name in view.feature_by_name)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import duckdb
 import pyarrow as pa
@@ -77,7 +77,8 @@ class HistoricalFeatures:
         features = self._features(rows).to_pandas(types_mapper=_exact_dtypes().get)
         frame = rows.to_pandas()
         features.index = frame.index
-        return pd.concat([frame, features], axis=1)
+        joined: pd.DataFrame = pd.concat([frame, features], axis=1)
+        return joined
 
     def to_polars(self) -> pl.DataFrame:
         """Return the rows as a polars DataFrame."""
@@ -195,19 +196,22 @@ class _Rows:
             given = pa.Table.from_batches([given])
         module = type(given).__module__.partition(".")[0]
         if module == "polars" and hasattr(given, "collect"):
-            given = given.collect()
+            given = cast("pl.LazyFrame", given).collect()
         known = {"pandas": "pandas", "polars": "polars", "pyarrow": "Arrow"}
         if isinstance(given, duckdb.DuckDBPyRelation):
             kind = "DuckDB relation"
         elif module in known and (hasattr(given, "columns") or hasattr(given, "schema")):
             kind = known[module]
         else:
-            message = f"entity_df is {type(given).__name__}.\nGive a pandas or polars DataFrame, a pyarrow Table, a DuckDB relation, or a path to Parquet."
+            message = (
+                f"entity_df is {type(given).__name__}.\n"
+                "Give a pandas or polars DataFrame, a pyarrow Table, a DuckDB relation, or a path to Parquet."
+            )
             raise EntityRowsError(message, field="entity_df")
         rows = cls(given, kind, needed)
         twice = {name for name in rows.columns if rows.columns.count(name) > 1}
         if twice:
-            message = f"entity_df has several columns named {sorted(twice, key=str)[0]!r}.\nRename them."
+            message = f"entity_df has several columns named {min(twice, key=str)!r}.\nRename them."
             raise EntityRowsError(message, field="entity_df")
         return rows
 
@@ -294,8 +298,10 @@ class _Rows:
 
 
 def _files(path: str) -> list[str]:
-    found = sorted(glob.glob(os.path.join(path, "*.parquet"))) if os.path.isdir(path) else sorted(glob.glob(path, recursive=True)) or [path]
-    if not found or not all(os.path.isfile(one) for one in found):
+    """Return the Parquet files of a path, a folder or a pattern, in the order of their names."""
+    pattern = str(Path(glob.escape(path)) / "*.parquet") if Path(path).is_dir() else path
+    found = sorted(glob.glob(pattern, recursive=True)) or [path]  # noqa: PTH207 - a pattern may be absolute
+    if not all(Path(one).is_file() for one in found):
         message = f"entity_df {path!r}: there is no such Parquet file."
         raise EntityRowsError(message, field="entity_df")
     return found

@@ -163,7 +163,7 @@ def drop_spine(connection: duckdb.DuckDBPyConnection, question: Question, spine:
     connection.execute(f"drop table if exists {spine}")
 
 
-def _view_sql(
+def _view_sql(  # noqa: PLR0917 - one call, all of it needed
     connection: duckdb.DuckDBPyConnection,
     store: OfflineStore,
     question: Question,
@@ -192,8 +192,10 @@ def _view_sql(
         columns.append(f"case when {there} and __fresh then {name} else cast({default} as {ref.feature.type.duckdb}) end as {name}")
         if question.statuses:
             columns.append(
-                f"case when not coalesce({there}, false) then '{FeatureStatus.NOT_FOUND}' when not __fresh then '{FeatureStatus.OUTSIDE_MAX_AGE}' "
-                f"when {name} is null then '{FeatureStatus.NULL_VALUE}' else '{FeatureStatus.PRESENT}' end as {quote(ref.feature.name + STATUS_SUFFIX)}"
+                f"case when not coalesce({there}, false) then '{FeatureStatus.NOT_FOUND}' "
+                f"when not __fresh then '{FeatureStatus.OUTSIDE_MAX_AGE}' "
+                f"when {name} is null then '{FeatureStatus.NULL_VALUE}' else '{FeatureStatus.PRESENT}' end "
+                f"as {quote(ref.feature.name + STATUS_SUFFIX)}"
             )
     return f"select {', '.join(columns)} from ({joined})"
 
@@ -233,7 +235,7 @@ def _on_keys(view: FeatureView) -> str:
     return "".join(f"s.{quote(key)} = r.{quote(key)} and " for key in view.entity.join_keys)
 
 
-def _window_join(view: FeatureView, history: str, names: Sequence[str], partial: frozenset[str], spine: str, windows: str) -> str:
+def _window_join(view: FeatureView, history: str, names: Sequence[str], partial: frozenset[str], spine: str, windows: str) -> str:  # noqa: PLR0917 - as above
     """Take the newest row up to the as-of, unless a newer full partition left the key out; age is the as-of's (L3)."""
     time = _shifted(view.delay)
     fresh = f"w.window_end >= s.{TIME} - {interval(view.ttl)}" if view.ttl is not None else "true"
@@ -250,7 +252,7 @@ asof left join {windows} as w on {time} >= w.window_end
 """
 
 
-def _event_join(view: FeatureView, history: str, names: Sequence[str], partial: frozenset[str], spine: str, as_of: AsOf) -> str:
+def _event_join(view: FeatureView, history: str, names: Sequence[str], partial: frozenset[str], spine: str, as_of: AsOf) -> str:  # noqa: PLR0917 - as above
     """
     Take the newest visible row as a whole.
 
@@ -261,7 +263,8 @@ def _event_join(view: FeatureView, history: str, names: Sequence[str], partial: 
     keys = list(view.entity.join_keys)
     by_keys = f"partition by {quote_all(keys)} " if keys else ""
     fresh = f"r.event_timestamp >= s.{TIME} - {interval(view.ttl)}" if view.ttl is not None else "true"
-    selected = f"select s.{ROW}, r.event_timestamp is not null as __found, coalesce({fresh}, false) as __fresh, {_features(names, partial)} from {spine} as s"
+    found = f"r.event_timestamp is not null as __found, coalesce({fresh}, false) as __fresh"
+    selected = f"select s.{ROW}, {found}, {_features(names, partial)} from {spine} as s"
     if not view.has_created_timestamp:
         return f"{selected} asof left join ({history}) as r on {_on_keys(view)}{_shifted(view.delay)} >= r.event_timestamp"
     if as_of == "latest":

@@ -149,7 +149,10 @@ def _register(connection: duckdb.DuckDBPyConnection, view: FeatureView, name: st
             raise ContractError(message) from exc
         return
     if not hasattr(result, "__arrow_c_stream__"):
-        message = f"{where}: its function returned {type(result).__name__}.\nReturn a DuckDB relation, an Arrow table, or a pandas or polars DataFrame."
+        message = (
+            f"{where}: its function returned {type(result).__name__}.\n"
+            "Return a DuckDB relation, an Arrow table, or a pandas or polars DataFrame."
+        )
         raise ContractError(message)
     try:
         connection.register(name, pa.table(result))

@@ -122,7 +122,7 @@ def type_family(duckdb_type: DuckDBPyType) -> str:
     return _FAMILIES.get(name, _FAMILIES.get(str(duckdb_type).lower(), name))
 
 
-def fits(duckdb_type: DuckDBPyType, dtype: Dtype) -> bool:
+def fits(duckdb_type: DuckDBPyType, dtype: Dtype) -> bool:  # noqa: PLR0911 - one rule a family
     """
     Say whether every value of a query's column is kept by a declared dtype, or is refused when it is cast.
 
@@ -140,15 +140,15 @@ def fits(duckdb_type: DuckDBPyType, dtype: Dtype) -> bool:
         return family == "int" or (family == "decimal" and dict(duckdb_type.children)["scale"] <= dtype.arrow.scale)
     if family != dtype.family:
         return False
+    if family not in {"list", "map", "struct"}:
+        return True
+    parts: dict[str, Any] = dict(duckdb_type.children)
     if family == "list":
-        return fits(dict(duckdb_type.children)["child"], dtype.children[0][1])
+        return fits(parts["child"], dtype.children[0][1])
     if family == "map":
-        parts = dict(duckdb_type.children)
         return type_family(parts["key"]) == "str" and fits(parts["value"], dtype.children[0][1])
-    if family == "struct":
-        parts, declared = dict(duckdb_type.children), dict(dtype.children)
-        return list(parts) == list(declared) and all(fits(parts[name], child) for name, child in declared.items())
-    return True
+    declared = dict(dtype.children)
+    return list(parts) == list(declared) and all(fits(parts[name], child) for name, child in declared.items())
 
 
 def first_row(connection: duckdb.DuckDBPyConnection, sql: str, parameters: object = None) -> tuple[Any, ...]:

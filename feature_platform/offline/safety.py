@@ -23,7 +23,7 @@ Node: TypeAlias = "dict[str, Any]"
 
 # DuckDB says of its functions which ones change with the moment or the session; these it does not mark, or takes for tables.
 _UNSTABLE: Final = frozenset(
-    [
+    {
         "now",
         "today",
         "current_date",
@@ -53,11 +53,11 @@ _UNSTABLE: Final = frozenset(
         "nextval",
         "currval",
         "setval",
-    ]
+    }
 )
 _STABLE_ENOUGH: Final = frozenset(["error", "vector_type"])  # marked volatile, so that the optimizer leaves them where they stand
 _COLUMNS_THAT_ARE_FUNCTIONS: Final = frozenset(
-    [
+    {
         "current_date",
         "current_time",
         "current_timestamp",
@@ -68,7 +68,7 @@ _COLUMNS_THAT_ARE_FUNCTIONS: Final = frozenset(
         "session_user",
         "current_role",
         "current_catalog",
-    ]
+    }
 )
 _PURE_TABLE_FUNCTIONS: Final = frozenset(["unnest", "range", "generate_series"])
 _PAST_THE_SOURCES: Final = ("read_", "duckdb_", "pragma_", "pg_", "sniff_", "parquet_")

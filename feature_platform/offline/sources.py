@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from feature_platform.errors import ContractError, SourceNotFoundError, suggest
 from feature_platform.offline.query import first_row, literal, quote, timestamp, to_micros_up, type_family
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import duckdb
 
     from feature_platform.model import FeatureView, ParquetSource
@@ -89,8 +87,8 @@ def source_views(connection: duckdb.DuckDBPyConnection, view: FeatureView, root:
 
 
 def _create(connection: duckdb.DuckDBPyConnection, view: FeatureView, source: ParquetSource, root: Path) -> str:
-    pattern = os.path.join(glob.escape(str(root)), source.path)  # a path that is absolute stands alone, as with Path
-    files = sorted(glob.glob(pattern, recursive=True))
+    pattern = str(Path(glob.escape(str(root))) / source.path)
+    files = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - a source's path may be absolute
     if not files:
         message = (
             f"source {source.name!r} of view {view.name!r} has no files at {source.path!r} (in {root}).\n"
