@@ -256,7 +256,9 @@ def _json_float(value: float) -> float | str:
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
+@lru_cache(maxsize=4096)
 def _iso(value: datetime) -> str:
+    # One snapshot's rows share their time: a request of 100 entities formatted one a thousand times.
     return from_micros(to_micros(value)).isoformat().replace("+00:00", "Z")
 
 

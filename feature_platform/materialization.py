@@ -180,7 +180,11 @@ def materialize_view(
             code_version=view.definition_hash,
         )
         online.put_meta(codec.meta_key, meta.to_bytes(), force=again)
-        swept = online.sweep(project, view.entity.name, view.name, below_generation=generation, before=newest_full)
+        # Sweeping looks at every key, so only where a reader's bounds have moved since the last push.
+        has_leftovers = current is not None and (current.full_generation, current.newest_full) != (generation, newest_full)
+        swept = 0
+        if again or has_leftovers:
+            swept = online.sweep(project, view.entity.name, view.name, below_generation=generation, before=newest_full)
     return MaterializationReport(
         view=view.name,
         now=utc(now),
@@ -213,7 +217,7 @@ class _Push:
     Rows of files that lack a feature are encoded by a codec without it, so that it reads NOT_FOUND and not NULL.
     """
 
-    def __init__(  # noqa: PLR0917 - private, one call
+    def __init__(
         self,
         connection: duckdb.DuckDBPyConnection,
         view: FeatureView,

@@ -64,7 +64,7 @@ def event_answer(
     return _judge(view, feature, winner, winner["event_timestamp"], at)
 
 
-def window_answer(  # noqa: PLR0917 - public, and called by position
+def window_answer(
     view: FeatureView, ends: Iterable[datetime], state_at: Callable[[datetime], State], key: tuple[Any, ...], feature: str, at: datetime
 ) -> Answer:
     """
@@ -127,7 +127,7 @@ def _always(_: Row) -> bool:
     return True
 
 
-def _aggregate(aggregate: Aggregate, rows: Sequence[Row], time: str) -> Any:  # noqa: ANN401, PLR0911 - of the feature's dtype
+def _aggregate(aggregate: Aggregate, rows: Sequence[Row], time: str) -> Any:  # noqa: ANN401 - of the feature's dtype
     if aggregate.column is None:
         return len(rows)
     pairs = [(row[time], row[aggregate.column]) for row in rows if row[aggregate.column] is not None]

@@ -1,7 +1,5 @@
 """A project in a temporary folder: source tables in, a feature store out. Shared by the tests of the offline half."""
 
-# ruff: noqa: ANN401 - tables of cases hold values of every type, one case a line
-
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta

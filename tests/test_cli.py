@@ -47,7 +47,7 @@ def fp(folder: Path, *arguments: str, code: int = 0, **environment: str) -> subp
     return done
 
 
-def fp_json(folder: Path, *arguments: str, code: int = 0, **environment: str) -> Any:  # noqa: ANN401 - JSON
+def fp_json(folder: Path, *arguments: str, code: int = 0, **environment: str) -> Any:
     """Run a command with `--json`; return its document, which is all that stands on stdout."""
     return json.loads(fp(folder, *arguments, "--json", code=code, **environment).stdout)
 

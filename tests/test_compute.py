@@ -1,6 +1,6 @@
 """From sources to Parquet: the contract of rows, windows, footers, and what is refused."""
 
-# ruff: noqa: ANN401, E501, FBT001 - tables of cases hold values of every type, one case a line
+# ruff: noqa: E501, FBT001 - tables of cases hold values of every type, one case a line
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def run_demo(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def demos(tmp_path_factory: pytest.TempPathFactory) -> Any:  # noqa: ANN401 - a generator fixture of folder and documents
+def demos(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Run the demo twice in a new project; once more, where the hour (and with it the sample) changed between the two."""
     folder = tmp_path_factory.mktemp("demo") / "shop"
     fp(folder.parent, "init", "shop")

@@ -1,7 +1,5 @@
 """Dtypes: every value comes back exactly from Arrow, DuckDB, Parquet, the wire and JSON; what is not of a dtype is refused."""
 
-# ruff: noqa: ANN401 - values of every dtype
-
 from __future__ import annotations
 
 import io

@@ -1,6 +1,6 @@
 """Training sets: every form in, every form out, and what is refused."""
 
-# ruff: noqa: ANN401, E501, PLR0917 - tables of cases hold values of every type, one case a line
+# ruff: noqa: E501 - tables of cases hold values of every type, one case a line
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """From Parquet to the online store: newest rows, removals, corrections, rebuilds, and what the reports say."""
 
-# ruff: noqa: ANN401, E501, FBT001 - tables of cases hold values of every type, one case a line
+# ruff: noqa: E501, FBT001 - tables of cases hold values of every type, one case a line
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ ACTIVITY = replace(VIEW, name="activity", sources=[WATCHES], features=[COUNT], q
     [USER, WATCHES, VIEW, VIEW.features[0], COUNT, VIEW[["age"]], FeatureService("s", [VIEW])],
     ids=lambda value: type(value).__name__,
 )
-def test_declared_values_are_frozen(value: Any) -> None:  # noqa: ANN401 - of every kind
+def test_declared_values_are_frozen(value: Any) -> None:
     """Nothing changes a declaration after it is made, and two equal ones are equal."""
     with pytest.raises(FrozenInstanceError):
         setattr(value, fields(value)[0].name, "other")

@@ -74,7 +74,7 @@ def rows_of(codec: ViewCodec, rows: list[dict[str, Any]]) -> pa.Table:
     return pa.table(columns | {"event_timestamp": times})
 
 
-def same(one: Any, other: Any) -> bool:  # noqa: ANN401 - any value
+def same(one: Any, other: Any) -> bool:
     """Say whether two values are one, NaN and the sign of zero included."""
     if isinstance(one, float) and isinstance(other, float):
         return (math.isnan(one) and math.isnan(other)) or (one == other and math.copysign(1, one) == math.copysign(1, other))

@@ -77,7 +77,7 @@ SERVICE = FeatureService("recommender", [PROFILE[["segment"]], ACTIVITY[["watche
 REGISTRY = Registry([PROFILE, ACTIVITY, LAST, TITLES, GLOBAL], [SERVICE])
 
 
-def push(store: MemoryOnlineStore, view: FeatureView, rows: list[dict[str, Any]], **meta: Any) -> None:  # noqa: ANN401 - fields of ViewMeta
+def push(store: MemoryOnlineStore, view: FeatureView, rows: list[dict[str, Any]], **meta: Any) -> None:
     """Write rows and a meta as a materialization does."""
     codec = ViewCodec("shop", view)
     generation = meta.pop("generation", 1)
@@ -94,7 +94,7 @@ def push(store: MemoryOnlineStore, view: FeatureView, rows: list[dict[str, Any]]
     assert store.put_meta(codec.meta_key, stored.to_bytes())
 
 
-def ask(store: MemoryOnlineStore, features: Any, rows: EntityRows, now: datetime = AS_OF, **more: bool) -> OnlineFeatures:  # noqa: ANN401
+def ask(store: MemoryOnlineStore, features: Any, rows: EntityRows, now: datetime = AS_OF, **more: bool) -> OnlineFeatures:
     """Read from the store."""
     return read_online(REGISTRY, store, "shop", features, rows, now=now, **more)
 
@@ -325,7 +325,7 @@ def test_a_feature_with_the_name_of_a_join_key_needs_its_full_name() -> None:
     ],
     ids=lambda value: str(value)[:30].encode("ascii", "replace").decode() if isinstance(value, (list, dict, str)) else None,
 )
-def test_wrong_entity_rows_are_refused(rows: Any, field: str, what: str) -> None:  # noqa: ANN401 - wrong on purpose
+def test_wrong_entity_rows_are_refused(rows: Any, field: str, what: str) -> None:
     """Rows that lack a key, have another one, a null or another dtype are refused by name and row."""
     with pytest.raises(EntityRowsError, match=what) as caught:
         plan_online_read(REGISTRY, "shop", ["genre"], rows)

@@ -1,6 +1,6 @@
 """Point-in-time answers against independent implementations, and on data that breaks naive joins."""
 
-# ruff: noqa: ANN401, E501 - tables of cases hold values of every type, one case a line
+# ruff: noqa: E501 - tables of cases hold values of every type, one case a line
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """The registry: what it refuses, in words that help, and what references mean."""
 
-# ruff: noqa: ANN401 - what is declared wrongly has any type
-
 from __future__ import annotations
 
 import functools

@@ -1,7 +1,5 @@
 """Settings: read once from the environment over pyproject.toml, strictly, and without telling secrets."""
 
-# ruff: noqa: ANN401 - settings of the wrong type
-
 from __future__ import annotations
 
 import sys

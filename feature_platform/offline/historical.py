@@ -300,7 +300,7 @@ class _Rows:
 def _files(path: str) -> list[str]:
     """Return the Parquet files of a path, a folder or a pattern, in the order of their names."""
     pattern = str(Path(glob.escape(path)) / "*.parquet") if Path(path).is_dir() else path
-    found = sorted(glob.glob(pattern, recursive=True)) or [path]  # noqa: PTH207 - a pattern may be absolute
+    found = sorted(glob.glob(pattern, recursive=True)) or [path]
     if not all(Path(one).is_file() for one in found):
         message = f"entity_df {path!r}: there is no such Parquet file."
         raise EntityRowsError(message, field="entity_df")

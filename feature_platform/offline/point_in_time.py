@@ -163,7 +163,7 @@ def drop_spine(connection: duckdb.DuckDBPyConnection, question: Question, spine:
     connection.execute(f"drop table if exists {spine}")
 
 
-def _view_sql(  # noqa: PLR0917 - one call, all of it needed
+def _view_sql(
     connection: duckdb.DuckDBPyConnection,
     store: OfflineStore,
     question: Question,
@@ -235,7 +235,7 @@ def _on_keys(view: FeatureView) -> str:
     return "".join(f"s.{quote(key)} = r.{quote(key)} and " for key in view.entity.join_keys)
 
 
-def _window_join(view: FeatureView, history: str, names: Sequence[str], partial: frozenset[str], spine: str, windows: str) -> str:  # noqa: PLR0917 - as above
+def _window_join(view: FeatureView, history: str, names: Sequence[str], partial: frozenset[str], spine: str, windows: str) -> str:
     """Take the newest row up to the as-of, unless a newer full partition left the key out; age is the as-of's (L3)."""
     time = _shifted(view.delay)
     fresh = f"w.window_end >= s.{TIME} - {interval(view.ttl)}" if view.ttl is not None else "true"
@@ -252,7 +252,7 @@ asof left join {windows} as w on {time} >= w.window_end
 """
 
 
-def _event_join(view: FeatureView, history: str, names: Sequence[str], partial: frozenset[str], spine: str, as_of: AsOf) -> str:  # noqa: PLR0917 - as above
+def _event_join(view: FeatureView, history: str, names: Sequence[str], partial: frozenset[str], spine: str, as_of: AsOf) -> str:
     """
     Take the newest visible row as a whole.
 

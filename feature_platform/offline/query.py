@@ -122,7 +122,7 @@ def type_family(duckdb_type: DuckDBPyType) -> str:
     return _FAMILIES.get(name, _FAMILIES.get(str(duckdb_type).lower(), name))
 
 
-def fits(duckdb_type: DuckDBPyType, dtype: Dtype) -> bool:  # noqa: PLR0911 - one rule a family
+def fits(duckdb_type: DuckDBPyType, dtype: Dtype) -> bool:
     """
     Say whether every value of a query's column is kept by a declared dtype, or is refused when it is cast.
 

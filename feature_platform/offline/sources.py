@@ -88,7 +88,7 @@ def source_views(connection: duckdb.DuckDBPyConnection, view: FeatureView, root:
 
 def _create(connection: duckdb.DuckDBPyConnection, view: FeatureView, source: ParquetSource, root: Path) -> str:
     pattern = str(Path(glob.escape(str(root))) / source.path)
-    files = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - a source's path may be absolute
+    files = sorted(glob.glob(pattern, recursive=True))
     if not files:
         message = (
             f"source {source.name!r} of view {view.name!r} has no files at {source.path!r} (in {root}).\n"
