@@ -429,7 +429,7 @@ def test_a_hostile_body_costs_no_more_than_its_size(config: Settings) -> None:
         for content in ("{" + fields + "}", '{"features":["genre"],' + fields + "}", "{" + fields + ',"z":1,"z":2}'):
             started = time.monotonic()
             assert api.post("/get-online-features", content=content).status_code in {400, 422}
-            assert time.monotonic() - started < 1
+            assert time.monotonic() - started < 15, "a cost that grows with the square of the body would take minutes"
 
 
 # Bounds

@@ -300,6 +300,7 @@ def test_rebuild_online_restores_what_was_lost(project: Path) -> None:
 
 def test_compute_repeats_a_range_and_nothing_else(project: Path) -> None:
     """A range is computed again, window by window; its report names each file."""
+    fp_json(project, "materialize")
     end = datetime.fromisoformat(fp_json(project, "status")["views"][1]["history_until"])
     start = end - timedelta(hours=3)
     found = fp_json(project, "compute", "user_activity", "--start", start.isoformat(), "--end", end.isoformat())["partitions"]
