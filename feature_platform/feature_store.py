@@ -21,8 +21,9 @@ from feature_platform.offline.point_in_time import Question
 from feature_platform.offline.query import configure
 from feature_platform.offline.store import OfflineStore
 from feature_platform.online.codec import ViewCodec
+from feature_platform.online.opening import open_online_store
 from feature_platform.online.retrieval import OnlineFeatures, read_online
-from feature_platform.online.store import OnlineStore, open_online_store
+from feature_platform.online.store import OnlineStore
 from feature_platform.settings import Settings
 
 if TYPE_CHECKING:

@@ -38,7 +38,8 @@ from feature_platform.errors import SettingsError
 from feature_platform.model import Entity, Feature, FeatureService, FeatureView, ParquetSource
 from feature_platform.online.codec import ViewCodec, ViewMeta
 from feature_platform.online.embedded import stop_server
-from feature_platform.online.store import OnlineStore, open_online_store
+from feature_platform.online.opening import open_online_store
+from feature_platform.online.store import OnlineStore
 from feature_platform.registry import Registry
 from feature_platform.settings import Settings
 

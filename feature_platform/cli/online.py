@@ -108,8 +108,8 @@ def get(project: Project, *, words: tuple[str, ...], service: str | None, now: d
 
     Values of keys are read as the dtypes that the entity declares. A key that is given again begins the next entity.
     """
+    from feature_platform.online.opening import open_online_store  # noqa: PLC0415 - loads redis-py
     from feature_platform.online.retrieval import read_online  # noqa: PLC0415 - slow to import, as the next one
-    from feature_platform.online.store import open_online_store  # noqa: PLC0415 - loads redis-py
 
     asked = asked_features(tuple(word for word in words if "=" not in word), service)
     registry, settings = project.registry, project.settings
@@ -197,7 +197,7 @@ def _online_metas(project: Project) -> tuple[str, dict[str, ViewMeta]]:
     from feature_platform.online.codec import ViewCodec  # noqa: PLC0415 - slow to import
     from feature_platform.online.embedded import server_status  # noqa: PLC0415 - loads redis-py
     from feature_platform.online.meta import ViewMeta  # noqa: PLC0415 - beside its only use
-    from feature_platform.online.store import open_online_store  # noqa: PLC0415 - loads redis-py
+    from feature_platform.online.opening import open_online_store  # noqa: PLC0415 - loads redis-py
 
     settings = project.settings
     if settings.redis_url is None:
@@ -216,7 +216,7 @@ def _online_metas(project: Project) -> tuple[str, dict[str, ViewMeta]]:
 def online_address(url: str) -> str:
     """Return a URL of Redis without its password."""
     from feature_platform.online.connections import Address  # noqa: PLC0415 - loads redis-py
-    from feature_platform.online.store import MEMORY_URL  # noqa: PLC0415 - as above
+    from feature_platform.online.opening import MEMORY_URL  # noqa: PLC0415 - as above
 
     return url if url == MEMORY_URL else Address.parse(url).shown
 

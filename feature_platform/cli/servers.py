@@ -111,7 +111,7 @@ def _start_online_store(project: Project) -> str:
         from feature_platform.online.embedded import ensure_server  # noqa: PLC0415 - loads redis-py
 
         return f"unix://{ensure_server(settings.online_root)}"
-    from feature_platform.online.store import open_online_store  # noqa: PLC0415 - loads redis-py
+    from feature_platform.online.opening import open_online_store  # noqa: PLC0415 - loads redis-py
 
     with open_online_store(settings) as store:
         store.ping()

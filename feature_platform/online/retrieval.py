@@ -39,7 +39,6 @@ __all__ = [
     "OnlineRead",
     "plan_online_read",
     "read_online",
-    "read_online_async",
 ]
 
 
@@ -215,21 +214,6 @@ def read_online(
     """
     read = plan_online_read(registry, project, features, entity_rows, full_feature_names=full_feature_names)
     return read.answer(store.get_many(read.keys), now or datetime.now(UTC))
-
-
-async def read_online_async(
-    registry: Registry,
-    store: OnlineStore,
-    project: str,
-    features: Features,
-    entity_rows: EntityRows,
-    *,
-    now: datetime | None = None,
-    full_feature_names: bool = False,
-) -> OnlineFeatures:
-    """Do what `read_online` does without blocking the event loop."""
-    read = plan_online_read(registry, project, features, entity_rows, full_feature_names=full_feature_names)
-    return read.answer(await store.get_many_async(read.keys), now or datetime.now(UTC))
 
 
 def _fill(rows: list[Row], read: _ViewRead, meta: ViewMeta, values: Sequence[bytes | None], now: int) -> None:

@@ -12,11 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from types import TracebackType
 
-    from feature_platform.settings import Settings
-
-__all__ = ["MEMORY_URL", "OnlineStore", "WriteCounts", "open_online_store"]
-
-MEMORY_URL = "memory://"
+__all__ = ["OnlineStore", "WriteCounts"]
 
 
 class WriteCounts(NamedTuple):
@@ -108,24 +104,3 @@ class OnlineStore(Protocol):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Close the store."""
         ...
-
-
-def open_online_store(settings: Settings) -> OnlineStore:
-    """
-    Return the store that the settings name: the embedded server, a Redis by URL, or memory (for tests).
-
-    Raises:
-        SettingsError: The URL is malformed.
-    """
-    # Each store is imported where it is wanted: the embedded one needs a wheel that a server on the network does not.
-    if settings.redis_url is None:
-        from feature_platform.online.embedded import EmbeddedOnlineStore  # noqa: PLC0415
-
-        return EmbeddedOnlineStore(settings.online_root)
-    if settings.redis_url == MEMORY_URL:
-        from feature_platform.online.memory import MemoryOnlineStore  # noqa: PLC0415
-
-        return MemoryOnlineStore()
-    from feature_platform.online.redis import RedisOnlineStore  # noqa: PLC0415
-
-    return RedisOnlineStore.from_url(settings.redis_url)

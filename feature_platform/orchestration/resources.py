@@ -20,7 +20,8 @@ from feature_platform.feature_store import FeatureStore
 from feature_platform.model import FeatureService
 from feature_platform.offline.historical import EntityRows, HistoricalFeatures
 from feature_platform.offline.point_in_time import AsOf
-from feature_platform.online.store import OnlineStore, open_online_store
+from feature_platform.online.opening import open_online_store
+from feature_platform.online.store import OnlineStore
 from feature_platform.registry import Registry
 from feature_platform.settings import Settings, load_registry
 
