@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
@@ -135,7 +136,7 @@ class OnlineRead:
         for view, value in zip(self._views, values, strict=False):  # the metas come first
             if value is None:
                 raise NotMaterializedError(view.codec.view.name)
-            _fill(rows, view, ViewMeta.from_bytes(value), values, now_micros)
+            _fill(rows, view, _read_meta(value), values, now_micros)
         return OnlineFeatures(self._names, self._entity_rows, rows, self._dtypes)
 
 
@@ -214,6 +215,12 @@ def read_online(
     """
     read = plan_online_read(registry, project, features, entity_rows, full_feature_names=full_feature_names)
     return read.answer(store.get_many(read.keys), now or datetime.now(UTC))
+
+
+@lru_cache(maxsize=1024)
+def _read_meta(value: bytes) -> ViewMeta:
+    """Read a meta; it moves once a materialization and is read with every request."""
+    return ViewMeta.from_bytes(value)
 
 
 def _fill(rows: list[Row], read: _ViewRead, meta: ViewMeta, values: Sequence[bytes | None], now: int) -> None:
