@@ -177,7 +177,6 @@ class TestEmbedded(RealServer):
 
 
 @pytest.mark.real_redis
-@pytest.mark.skipif(shutil.which("redis-server") is None, reason="no redis-server on PATH")
 class TestDebianRedis(RealServer):
     """The redis-server of the distribution."""
 
