@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import duckdb
 
 from feature_platform.errors import RegistryError
 from feature_platform.materialization import MaterializationReport, materialize_view, read_meta
+from feature_platform.model import FeatureView
 from feature_platform.offline.compute import PartitionReport, compute_windows, due_windows, requested_windows
 from feature_platform.offline.historical import HistoricalFeatures
 from feature_platform.offline.point_in_time import Question
@@ -30,12 +31,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
-    from feature_platform.model import FeatureService, FeatureView
+    from feature_platform.model import FeatureService
     from feature_platform.offline.historical import EntityRows
     from feature_platform.offline.point_in_time import AsOf
     from feature_platform.registry import Registry
 
-__all__ = ["FeatureStore"]
+__all__ = ["FeatureStore", "Views"]
+
+Views: TypeAlias = "Sequence[str | FeatureView] | str | FeatureView"
 
 
 class FeatureStore:
@@ -88,7 +91,7 @@ class FeatureStore:
 
     def compute(
         self,
-        views: Sequence[str] | str | None = None,
+        views: Views | None = None,
         start: datetime | None = None,
         end: datetime | None = None,
         now: datetime | None = None,
@@ -99,7 +102,7 @@ class FeatureStore:
         Compute views from their sources into Parquet.
 
         Args:
-            views: Names; all views if left out.
+            views: Views or their names; all views if left out.
             start: With `end`, a range: its windows are computed whether they were before or not. Naive means UTC.
             end: Exclusive. Without a range, every closed window that is not there yet is computed.
             now: Windows that are not closed then are left alone.
@@ -130,7 +133,7 @@ class FeatureStore:
 
     def materialize(
         self,
-        views: Sequence[str] | str | None = None,
+        views: Views | None = None,
         now: datetime | None = None,
         *,
         progress: Callable[[str, int, int], None] | None = None,
@@ -139,7 +142,7 @@ class FeatureStore:
         Push what is visible at `now` to the online store; computes nothing.
 
         Args:
-            views: Names; all views if left out.
+            views: Views or their names; all views if left out.
             now: The moment; an earlier one than was pushed last changes nothing.
             progress: Called with the view's name, rows sent and rows to send.
 
@@ -230,7 +233,7 @@ class FeatureStore:
         )
 
     def _materialize(
-        self, views: Sequence[str] | str | None, now: datetime | None, *, again: bool, progress: Callable[[str, int, int], None] | None
+        self, views: Views | None, now: datetime | None, *, again: bool, progress: Callable[[str, int, int], None] | None
     ) -> list[MaterializationReport]:
         moment = now or datetime.now(UTC)
         reports: list[MaterializationReport] = []
@@ -252,10 +255,11 @@ class FeatureStore:
                 )
         return reports
 
-    def _views(self, names: Sequence[str] | str | None) -> list[FeatureView]:
-        if names is None:
+    def _views(self, views: Views | None) -> list[FeatureView]:
+        if views is None:
             return list(self.registry.views.values())
-        return [self.registry.view(name) for name in ([names] if isinstance(names, str) else names)]
+        asked = [views] if isinstance(views, (str, FeatureView)) else views
+        return [self.registry.view(one.name if isinstance(one, FeatureView) else one) for one in asked]
 
     @contextlib.contextmanager
     def _connect(self) -> Iterator[duckdb.DuckDBPyConnection]:

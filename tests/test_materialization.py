@@ -160,6 +160,16 @@ def test_a_view_that_was_never_pushed_is_an_error(tmp_path: Path) -> None:
             online(store, "values:value", "ann")
 
 
+def test_a_view_is_named_by_itself_or_by_its_name(tmp_path: Path) -> None:
+    """Compute and materialize take views, their names, or several of either."""
+    view = history_view()
+    write(tmp_path, {"user_id": ["ann"], "event_timestamp": instants(HOUR), "value": [1]}, "values")
+    with store_of(tmp_path, view) as store:
+        for views in (view, "values", [view], ["values"]):
+            assert [report.view for report in store.compute(views, now=NOW)] == ["values"]
+            assert [report.view for report in store.materialize(views, now=NOW)] == ["values"]
+
+
 def test_an_empty_project_is_no_error(tmp_path: Path) -> None:
     """Nothing declared, nothing done."""
     with store_of(tmp_path) as store:
