@@ -177,7 +177,6 @@ def materialize_view(
             schemas=push.schemas(),
             run_id=run_id,
             partition=partition or partitions[-1].window.key,
-            code_version=view.definition_hash,
         )
         online.put_meta(codec.meta_key, meta.to_bytes(), force=again)
         # Sweeping looks at every key, so only where a reader's bounds have moved since the last push.

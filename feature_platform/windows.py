@@ -7,6 +7,7 @@ Knows crons and the calendar. Knows nothing of views' files or of what was compu
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -18,7 +19,7 @@ from cronsim import CronSim, CronSimError
 from feature_platform.errors import RegistryError, WindowError
 from feature_platform.model import ON_UPDATE, FeatureView
 
-__all__ = ["KEY_FORMAT", "WHOLE", "Window", "WindowGrid", "cron_of", "grid_of", "utc"]
+__all__ = ["KEY_FORMAT", "WHOLE", "Window", "WindowGrid", "adjacent", "cron_of", "grid_of", "utc"]
 
 KEY_FORMAT = "%Y-%m-%dT%H%MZ"
 _ALIASES = {
@@ -174,6 +175,17 @@ class WindowGrid:
         """Return the window that ends where this one starts; None before the first."""
         index = bisect_left(self._bounds, window.start)
         return Window(self._bounds[index - 1], self._bounds[index]) if index > 0 else None
+
+
+def adjacent(windows: Iterable[Window]) -> list[list[Window]]:
+    """Return windows as runs without a gap, oldest first."""
+    runs: list[list[Window]] = []
+    for window in sorted(windows):
+        if runs and runs[-1][-1].end == window.start:
+            runs[-1].append(window)
+        else:
+            runs.append([window])
+    return runs
 
 
 @lru_cache(maxsize=4096)

@@ -249,7 +249,6 @@ def test_metas_come_back_and_pass_over_what_later_versions_add() -> None:
         schemas={codec.definition: codec.schema},
         run_id="run",
         partition="2026-01-01T0000Z",
-        code_version="1",
     )
     stored = meta.to_bytes()
     again = ViewMeta.from_bytes(stored)

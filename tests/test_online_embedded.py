@@ -19,6 +19,7 @@ from online_contract import key, value
 
 from feature_platform.errors import OnlineStoreError
 from feature_platform.online import embedded
+from feature_platform.online.connections import Tuning
 from feature_platform.online.embedded import EmbeddedOnlineStore, ensure_server, server_status, stop_server
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def test_a_frozen_server_is_not_doubled(tmp_path: Path) -> None:
 
 def test_a_reader_of_a_frozen_server_is_told_soon(tmp_path: Path) -> None:
     """A read that gets no answer fails after its timeout and one more try."""
-    with EmbeddedOnlineStore(tmp_path, read_timeout_seconds=0.1) as store:
+    with EmbeddedOnlineStore(tmp_path, reads=Tuning(timeout_seconds=0.1)) as store:
         store.ping()
         status = server_status(tmp_path)
         assert status is not None

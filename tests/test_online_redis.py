@@ -12,7 +12,7 @@ import pytest
 from online_contract import key, value
 
 from feature_platform.errors import OnlineStoreError, SettingsError
-from feature_platform.online.connections import Address
+from feature_platform.online.connections import Address, Tuning
 from feature_platform.online.embedded import EmbeddedOnlineStore, stop_server
 from feature_platform.online.layout import meta_key
 from feature_platform.online.redis import RedisOnlineStore
@@ -107,7 +107,7 @@ def test_a_server_that_never_answers_is_given_up() -> None:
     """A listener that accepts and stays silent costs the timeout and one more try, not forty seconds."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        store = RedisOnlineStore.from_url(f"redis://127.0.0.1:{port}", read_timeout_seconds=0.1)
+        store = RedisOnlineStore.from_url(f"redis://127.0.0.1:{port}", reads=Tuning(timeout_seconds=0.1))
         begin = time.monotonic()
         with store, pytest.raises(OnlineStoreError, match="did not answer in time"):
             store.get_many([key("a")])
@@ -142,7 +142,7 @@ def test_refusals_say_what_to_do(tmp_path: Path) -> None:
 
 def test_more_threads_than_connections_wait(tmp_path: Path) -> None:
     """Calls beyond the number of connections wait for a free one instead of failing."""
-    with EmbeddedOnlineStore(tmp_path, max_connections=2, read_timeout_seconds=5) as store:
+    with EmbeddedOnlineStore(tmp_path, reads=Tuning(timeout_seconds=5, max_connections=2)) as store:
         found: list[bytes | None] = []
         try:
             store.put_many([(key("a"), value(1))])

@@ -17,7 +17,7 @@ from feature_platform.offline.aggregates import change_points_sql, check_aggrega
 from feature_platform.offline.contract import RESULT
 from feature_platform.offline.query import explaining, quote, timestamp
 from feature_platform.offline.store import TOMBSTONE
-from feature_platform.windows import Window, grid_of
+from feature_platform.windows import Window, adjacent, grid_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,18 +34,8 @@ _ENDS: Final = "feature_platform__ends"
 
 def aggregate_windows(writer: PartitionWriter, sources: SourceViews, windows: Sequence[Window]) -> Iterator[PartitionReport]:
     """Compute adjacent windows together."""
-    for run in _adjacent(windows):
+    for run in adjacent(windows):
         yield from _run(writer, sources, run)
-
-
-def _adjacent(windows: Sequence[Window]) -> list[list[Window]]:
-    runs: list[list[Window]] = []
-    for window in windows:
-        if runs and runs[-1][-1].end == window.start:
-            runs[-1].append(window)
-        else:
-            runs.append([window])
-    return runs
 
 
 def _run(writer: PartitionWriter, sources: SourceViews, run: Sequence[Window]) -> Iterator[PartitionReport]:

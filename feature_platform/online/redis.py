@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar
 from redis.exceptions import NoScriptError
 
 from feature_platform.online import connections
-from feature_platform.online.connections import CLIENT_ERRORS, Address, Tuning, explain
+from feature_platform.online.connections import CLIENT_ERRORS, READS, WRITES, Address, Tuning, explain
 from feature_platform.online.layout import key_pattern
 from feature_platform.online.scripts import KEYS_PER_CALL, PUT, SWEEP, Script
 from feature_platform.online.store import WriteCounts
@@ -41,28 +41,17 @@ class RedisOnlineStore:
 
     Args:
         address: Made by `from_url`.
-        read_timeout_seconds: For the answer to one read; it is asked once more before the call fails.
-        write_timeout_seconds: For the answer to one trip of a bulk write.
-        connect_timeout_seconds: For a connection.
-        max_connections: For reads, blocking and async each.
+        reads: How long reads wait and how many connections they hold, blocking and async each.
     """
 
     def __init__(
         self,
         address: Address,
         *,
-        read_timeout_seconds: float = 0.5,
-        write_timeout_seconds: float = 30.0,
-        connect_timeout_seconds: float = 0.5,
-        max_connections: int = 32,
+        reads: Tuning = READS,
     ) -> None:
         self._address = address
-        self._tuning = {
-            "read": Tuning(
-                timeout_seconds=read_timeout_seconds, connect_timeout_seconds=connect_timeout_seconds, max_connections=max_connections
-            ),
-            "write": Tuning(timeout_seconds=write_timeout_seconds, connect_timeout_seconds=connect_timeout_seconds, max_connections=4),
-        }
+        self._tuning = {"read": reads, "write": WRITES}
         self._clients: dict[str, Client] = {}
         self._async: _LoopClient | None = None
         self._lock = threading.Lock()
@@ -72,10 +61,7 @@ class RedisOnlineStore:
         cls,
         url: str,
         *,
-        read_timeout_seconds: float = 0.5,
-        write_timeout_seconds: float = 30.0,
-        connect_timeout_seconds: float = 0.5,
-        max_connections: int = 32,
+        reads: Tuning = READS,
     ) -> RedisOnlineStore:
         """
         Return the store at a URL, not connected yet.
@@ -85,20 +71,14 @@ class RedisOnlineStore:
                 `redis+cluster://host:port,host:port` (any of the nodes), or
                 `redis+sentinel://host:port,host:port/service/0`; the last two also as `rediss+...`.
                 redis-py's connection arguments may follow a `?`.
-            read_timeout_seconds: See the class.
-            write_timeout_seconds: See the class.
-            connect_timeout_seconds: See the class.
-            max_connections: See the class.
+            reads: See the class.
 
         Raises:
             SettingsError: The URL is malformed.
         """
         return RedisOnlineStore(
             Address.parse(url),
-            read_timeout_seconds=read_timeout_seconds,
-            write_timeout_seconds=write_timeout_seconds,
-            connect_timeout_seconds=connect_timeout_seconds,
-            max_connections=max_connections,
+            reads=reads,
         )
 
     def __repr__(self) -> str:

@@ -14,10 +14,10 @@ import dagster as dg
 from feature_platform.model import ON_UPDATE, FeatureView
 from feature_platform.offline.compute import due_windows
 from feature_platform.offline.store import OfflineStore
-from feature_platform.orchestration.partitions import adjacent, key_of, range_tags, span_of_tags
+from feature_platform.orchestration.partitions import key_of, range_tags, span_of_tags
 from feature_platform.orchestration.translator import feature_key, feature_keys
 from feature_platform.settings import Settings
-from feature_platform.windows import WHOLE, Window, cron_of
+from feature_platform.windows import WHOLE, Window, adjacent, cron_of
 
 __all__ = ["job_of", "online_condition", "online_sensor", "run_requests", "schedule_of", "tick_cron"]
 

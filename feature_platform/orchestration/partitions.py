@@ -6,7 +6,7 @@ Knows both calendars and where they differ. Knows nothing of assets.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import pairwise
@@ -18,7 +18,7 @@ from feature_platform.errors import RegistryError
 from feature_platform.model import ON_UPDATE, FeatureView
 from feature_platform.windows import KEY_FORMAT, WHOLE, Window, WindowGrid, cron_of, grid_of, utc
 
-__all__ = ["adjacent", "key_of", "partitions_def", "range_tags", "span_of_tags", "window_of"]
+__all__ = ["key_of", "partitions_def", "range_tags", "span_of_tags", "window_of"]
 
 _ONE, _FIRST, _LAST = "dagster/partition", "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 
@@ -74,17 +74,6 @@ def window_of(view: FeatureView, key: str | None) -> Window:
     if grid is None or key is None:
         return WHOLE
     return grid.starting(utc(datetime.strptime(key, _format(view))))  # noqa: DTZ007 - the other format has no %z: it is UTC
-
-
-def adjacent(windows: Iterable[Window]) -> list[list[Window]]:
-    """Return windows as runs without a gap, oldest first."""
-    runs: list[list[Window]] = []
-    for window in sorted(windows):
-        if runs and runs[-1][-1].end == window.start:
-            runs[-1].append(window)
-        else:
-            runs.append([window])
-    return runs
 
 
 def range_tags(view: FeatureView, windows: Sequence[Window]) -> dict[str, str]:
