@@ -34,7 +34,7 @@ docs: .venv/.ready ## run the commands and examples of the docs
 	$(bin)/python -m pytest -m docs
 
 lock: ## make requirements.lock again from pyproject.toml (needs the network)
-	@$(PYTHON) -m venv --clear tmp/lock && tmp/lock/bin/pip install --quiet pip-tools && CUSTOM_COMPILE_COMMAND="make lock" tmp/lock/bin/pip-compile --quiet --upgrade --generate-hashes --no-strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --extra dev --extra polars --output-file requirements.lock pyproject.toml
+	@$(PYTHON) -m venv --clear tmp/lock && tmp/lock/bin/pip install --quiet pip-tools && CUSTOM_COMPILE_COMMAND="make lock" tmp/lock/bin/pip-compile --quiet --upgrade --generate-hashes --no-strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --extra dev --extra polars --extra postgres --output-file requirements.lock pyproject.toml
 
 clean: ## remove what was generated, keep .venv (`rm -rf .venv` for that too)
 	@if [ -x $(bin)/fp ]; then $(bin)/fp down >/dev/null 2>&1 || true; fi; rm -rf data/features data/sources data/online .dagster tmp dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis; find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
