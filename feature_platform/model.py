@@ -197,7 +197,7 @@ class FeatureView:
         schedule: "@hourly", "@daily", a cron, `ON_UPDATE`, or None (one table, not partitioned).
         start: Start of the first window; naive means in `timezone`.
         timezone: IANA name; defines the windows of the schedule.
-        lookback: How far before a window's start the query reads.
+        lookback: How far the query reads: `[end - lookback, end)`; in an event view that far before a window's start.
         delay: How long after its time a value can be used.
         ttl: Older than this counts as absent, offline and online alike; None is for ever.
         freshness: Promise to people: older than this and someone is told.

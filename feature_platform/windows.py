@@ -17,9 +17,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from cronsim import CronSim, CronSimError
 
 from feature_platform.errors import RegistryError, WindowError
-from feature_platform.model import ON_UPDATE, FeatureView
+from feature_platform.model import ON_UPDATE, Aggregate, FeatureView
 
-__all__ = ["KEY_FORMAT", "WHOLE", "Window", "WindowGrid", "adjacent", "cron_of", "grid_of", "utc"]
+__all__ = ["KEY_FORMAT", "WHOLE", "Window", "WindowGrid", "adjacent", "cron_of", "grid_of", "reads_from", "utc"]
 
 KEY_FORMAT = "%Y-%m-%dT%H%MZ"
 _ALIASES = {
@@ -201,3 +201,17 @@ def grid_of(view: FeatureView) -> WindowGrid | None:
         start = utc(view.start, view.timezone)
         return _grid(cron_of(ON_UPDATE), "UTC", start.replace(hour=0, minute=0, second=0, microsecond=0))
     return _grid(cron_of(view.schedule), view.timezone, utc(view.start, view.timezone))
+
+
+def reads_from(view: FeatureView, window: Window) -> datetime:
+    """
+    Return the first instant of its sources that computing a window reads; the last one is before the window's end.
+
+    An aggregate view looks back from its window's start: what left since then changes a value too. An event view's lookback
+    is for earlier rows, so it begins at the start; a snapshot's is the range that it is about, so it ends at the end.
+    """
+    if aggregates := [feature.window for feature in view.features if isinstance(feature, Aggregate)]:
+        return window.start - max(aggregates)
+    if view.lookback is None:
+        return window.start
+    return (window.end if view.is_window_view else window.start) - view.lookback

@@ -39,7 +39,7 @@ from feature_platform import Entity, Feature, FeatureView, ParquetSource, Regist
 user = Entity("user", join_keys={"user_id": str})
 plays = ParquetSource("plays", "data/plays/*.parquet", timestamp="played_at")
 minutely = FeatureView(
-    "minutely", entity=user, sources=[plays], lookback=timedelta(days=1) - timedelta(minutes=1),
+    "minutely", entity=user, sources=[plays], lookback=timedelta(days=1),
     query="select user_id, count(*) as plays_1d from plays group by user_id",
     features=[Feature("plays_1d", int)], schedule="* * * * *", start=datetime.fromisoformat("MINUTE"),
 )

@@ -242,7 +242,7 @@ def test_snapshots_answer_like_brute_force(world: World) -> None:
 
     def state_at(end: datetime) -> dict[tuple[Any, ...], dict[str, Any]]:
         known = [r for r in world.rows if not world.is_known_late or r["known_at"] is None or r["known_at"] <= end + world.delay]
-        inside = [r for r in known if end - HOUR - lookback <= r["at"] < end and r["user_id"] is not None]
+        inside = [r for r in known if end - lookback <= r["at"] < end and r["user_id"] is not None]
         state = {}
         for name in {r["user_id"] for r in inside}:
             mine = [r for r in inside if r["user_id"] == name]

@@ -13,11 +13,11 @@ import pyarrow as pa
 
 from feature_platform.dtypes import to_micros
 from feature_platform.model import FeatureView
-from feature_platform.offline.aggregates import change_points_sql, check_aggregates, known_from, longest_window
+from feature_platform.offline.aggregates import change_points_sql, check_aggregates, known_from
 from feature_platform.offline.contract import RESULT
 from feature_platform.offline.query import explaining, quote, timestamp
 from feature_platform.offline.store import TOMBSTONE
-from feature_platform.windows import Window, adjacent, grid_of
+from feature_platform.windows import Window, adjacent, grid_of, reads_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,7 +42,7 @@ def _run(writer: PartitionWriter, sources: SourceViews, run: Sequence[Window]) -
     started, view, connection = time.perf_counter(), writer.view, writer.connection
     with explaining(f"view {view.name!r}"):
         types = check_aggregates(connection, view)
-        sources.show(Window(run[0].start, run[-1].end), reach=longest_window(view))
+        sources.show(reads_from(view, run[0]), run[-1].end)
         _register_ends(connection, run)
         is_full = _starts_full(writer, run[0])
         points = change_points_sql(view, types, f"temp.{_ENDS}", first_is_full=is_full)

@@ -21,6 +21,7 @@ from feature_platform.offline.contract import RESULT, check_columns, check_rows,
 from feature_platform.offline.query import explaining, first_row, named_parameters, quote, quote_all, timestamp, to_micros_up
 from feature_platform.offline.safety import check_select
 from feature_platform.offline.sources import SourceViews, utc_naive
+from feature_platform.windows import reads_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +44,7 @@ def query_windows(writer: PartitionWriter, sources: SourceViews, windows: Sequen
     query = None if callable(view.query) else _checked(connection, view)
     for window in windows:
         started = time.perf_counter()
-        sources.show(window, reach=view.lookback)
+        sources.show(reads_from(view, window), window.end)
         with explaining(where), _runnable(connection, view, query, window) as (sql, parameters):
             dropped = _run(connection, view, window, sql, parameters)
             check_rows(connection, view, window)

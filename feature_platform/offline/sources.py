@@ -10,7 +10,7 @@ import contextlib
 import glob
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, timedelta
+from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,8 @@ from feature_platform.errors import ContractError, SourceNotFoundError, suggest
 from feature_platform.offline.query import first_row, literal, quote, timestamp, to_micros_up, type_family
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import duckdb
 
     from feature_platform.model import FeatureView, ParquetSource
@@ -41,18 +43,11 @@ class SourceViews:
     connection: duckdb.DuckDBPyConnection
     view: FeatureView
 
-    def show(self, window: Window, *, reach: timedelta | None = None) -> None:
-        """
-        Narrow the views to what a window may see: `[start - reach, end)`, known by `end + delay`.
-
-        Args:
-            window: One window, or several as one range.
-            reach: The view's lookback, or its longest aggregate window.
-        """
+    def show(self, start: datetime, end: datetime) -> None:
+        """Narrow the views to `[start, end)`, known by `end + delay`."""
         if self.view.schedule is None:
             return
-        start = window.start - (reach or timedelta(0))
-        for name, instant in ((_START, start), (_END, window.end), (_KNOWN, window.end + self.view.delay)):
+        for name, instant in ((_START, start), (_END, end), (_KNOWN, end + self.view.delay)):
             self.connection.execute(f"set variable {name} = {timestamp(instant)}")
 
     def newest(self) -> int | None:
