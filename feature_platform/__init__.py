@@ -6,6 +6,7 @@ The public names. Importing this package imports no framework: `FeatureStore`, w
 
 from typing import TYPE_CHECKING, Any
 
+from feature_platform.expectations import between, not_null, one_of, unique
 from feature_platform.model import (
     ON_UPDATE,
     Aggregate,
@@ -34,6 +35,10 @@ __all__ = [
     "ParquetSource",
     "Registry",
     "Settings",
+    "between",
+    "not_null",
+    "one_of",
+    "unique",
 ]
 
 

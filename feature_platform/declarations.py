@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from feature_platform.dtypes import Dtype
 from feature_platform.errors import DtypeError, RegistryError, suggest
+from feature_platform.expectations import Between, NotNull, OneOf, Unique
 from feature_platform.model import ON_UPDATE, Aggregate, Entity, Feature, FeatureService, FeatureView, ParquetSource, ViewKind
 from feature_platform.windows import grid_of, utc
 
@@ -70,6 +71,7 @@ _FIELDS: dict[type, dict[str, tuple[_Types, str]]] = {
         "delay": ((timedelta,), "timedelta(minutes=10)"),
         "ttl": (_SPAN, "timedelta(days=2)"),
         "freshness": (_SPAN, "timedelta(hours=2)"),
+        "late_data_horizon": (_SPAN, "timedelta(days=7)"),
         "tags": ((Mapping,), '{"tier": "gold"}'),
         "description": (_TEXT, '"text"'),
     },
@@ -201,6 +203,7 @@ def _check_features(view: FeatureView, where: str) -> None:
             raise DtypeError(message) from exc
         if isinstance(feature, Aggregate):
             _check_aggregate(feature, label)
+        _check_expectations(feature, label)
     if len({isinstance(feature, Aggregate) for feature in view.features}) > 1:
         raise refuse(f"{where} mixes Feature and Aggregate", "Declare two views: one query, one set of aggregates.")
     if len(seen) != len(view.features):
@@ -233,8 +236,19 @@ def _check_aggregate(feature: Aggregate, label: str) -> None:
         )
 
 
+def _check_expectations(feature: Feature | Aggregate, label: str) -> None:
+    seen: set[str] = set()
+    for expected in each(feature.expect, (NotNull, Between, OneOf, Unique), "expect", label):
+        for what, instead in expected.problems(feature.type):
+            raise refuse(f"{label}: {expected}: {what}", instead)
+        if expected.name in seen:
+            raise refuse(f"{label} expects {expected.name} twice", "Say each kind of expectation once.")
+        seen.add(expected.name)
+
+
 def _check_times(view: FeatureView, where: str) -> None:
-    for name, span in (("lookback", view.lookback), ("ttl", view.ttl), ("freshness", view.freshness)):
+    for name in ("lookback", "ttl", "freshness", "late_data_horizon"):
+        span = getattr(view, name)
         if span is not None and span <= _ZERO:
             raise refuse(f"{where}: {name} {span} is not positive", f"Leave {name} out, or write a positive timedelta.")
     if view.delay < _ZERO:
@@ -249,7 +263,7 @@ def _check_schedule(view: FeatureView, where: str) -> None:
     if view.schedule is None:
         if view.kind is not ViewKind.EVENT:
             raise refuse(f"{where} holds {view.kind}s and has no schedule, which defines its windows", 'Write schedule="@daily", say.')
-        for name in ("start", "lookback"):
+        for name in ("start", "lookback", "late_data_horizon"):
             if getattr(view, name) is not None:
                 raise refuse(f"{where} has a {name} and no schedule", f"It is computed whole: leave {name} out, or name a schedule.")
     elif view.start is None:

@@ -8,6 +8,7 @@ Every error the platform raises, as one tree.
     ├── UnknownNameError (LookupError)        a view, feature, service or source that is not declared
     ├── QueryError (ValueError)               a view's query is unsafe or is not one SELECT
     ├── ContractError (ValueError)            computed rows differ from the declared columns
+    ├── ExpectationError (ValueError)         computed rows break what is expected of a feature
     ├── SourceNotFoundError (FileNotFoundError)  a source's files do not exist
     ├── WindowError (ValueError)              a range of time that cannot be computed
     ├── EntityRowsError (ValueError)          the rows asked about lack a key or have the wrong type
@@ -25,12 +26,13 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 __all__ = [
     "ContractError",
     "DtypeError",
     "EntityRowsError",
+    "ExpectationError",
     "FeaturePlatformError",
     "NameClashError",
     "NotMaterializedError",
@@ -107,6 +109,19 @@ class QueryError(FeaturePlatformError, ValueError):
 
 class ContractError(FeaturePlatformError, ValueError):
     """Computed rows differ from the declared columns, or break a promise of the view's kind."""
+
+
+class ExpectationError(FeaturePlatformError, ValueError):
+    """
+    Computed rows break what is expected of a feature; they are kept aside, and readers see what they saw before.
+
+    Attributes:
+        reports: What every window came to, those that were written among them.
+    """
+
+    def __init__(self, message: str, *, reports: Sequence[object] = ()) -> None:
+        super().__init__(message)
+        self.reports = tuple(reports)
 
 
 class SourceNotFoundError(FeaturePlatformError, FileNotFoundError):

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 
 import duckdb
 
-from feature_platform.errors import RegistryError
+from feature_platform.errors import ExpectationError, RegistryError
 from feature_platform.materialization import MaterializationReport, materialize_view, read_meta
 from feature_platform.model import FeatureView
-from feature_platform.offline.compute import PartitionReport, compute_windows, due_windows, requested_windows
+from feature_platform.offline.compute import PartitionReport, compute_windows
+from feature_platform.offline.due import due_windows, requested_windows
 from feature_platform.offline.historical import HistoricalFeatures
 from feature_platform.offline.point_in_time import Question
 from feature_platform.offline.query import configure
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from feature_platform.registry import Registry
 
 __all__ = ["FeatureStore", "Views"]
+
+_SHOWN = 20
 
 Views: TypeAlias = "Sequence[str | FeatureView] | str | FeatureView"
 
@@ -112,6 +115,7 @@ class FeatureStore:
             One report a window, in the order of views and windows.
 
         Raises:
+            ExpectationError: Some windows were rejected; raised after all others are computed.
             FeaturePlatformError: See `feature_platform.offline.compute.compute_windows`.
         """
         moment = now or datetime.now(UTC)
@@ -129,6 +133,7 @@ class FeatureStore:
                 reports += compute_windows(
                     connection, view, windows, store=self.offline, root=self.settings.root, now=moment, progress=each
                 )
+        _refuse_rejected(reports)
         return reports
 
     def materialize(
@@ -273,3 +278,20 @@ class FeatureStore:
             yield connection
         finally:
             connection.close()
+
+
+def _refuse_rejected(reports: Sequence[PartitionReport]) -> None:
+    """
+    Say what was rejected, if anything was.
+
+    Raises:
+        ExpectationError: Something was.
+    """
+    rejected = [report for report in reports if report.outcome == "rejected"]
+    if not rejected:
+        return
+    lines = [f"view {one.view!r}, window {one.window}: {failure}" for one in rejected for failure in one.failures]
+    more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    head = f"{len(rejected)} of {len(reports)} windows were rejected; readers see what they saw before."
+    kept = f"The rows are kept for a look, as in {rejected[0].path}.\nCorrect the source, the query or the expectation, and compute again."
+    raise ExpectationError("\n".join([head, *lines[:_SHOWN], *more, kept]), reports=reports)

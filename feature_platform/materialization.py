@@ -1,7 +1,7 @@
 """
 Materialize: from the Parquet history to the online store, what is visible at one moment.
 
-Knows both stores and the order in which rows and meta move. Computes nothing.
+Knows both stores, and the order in which rows and meta move. Which rows those are is `offline.newest`'s. Computes nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -16,10 +17,12 @@ import pyarrow as pa
 from feature_platform.dtypes import from_micros, to_micros
 from feature_platform.errors import OnlineStoreError
 from feature_platform.model import FeatureView, ViewKind
-from feature_platform.offline.history import KNOWN, existing, history_of, window_states
-from feature_platform.offline.query import configure, first_row, interval, quote, quote_all, timestamp
-from feature_platform.offline.store import TOMBSTONE, OfflineStore, Partition
+from feature_platform.offline.history import KNOWN, History
+from feature_platform.offline.newest import NewestRows, Seen
+from feature_platform.offline.query import configure, first_row, quote, quote_all, timestamp
+from feature_platform.offline.store import TOMBSTONE, OfflineStore
 from feature_platform.online.codec import ViewCodec
+from feature_platform.online.layout import GENERATION, read_head
 from feature_platform.online.meta import ViewMeta
 from feature_platform.windows import utc
 
@@ -30,9 +33,11 @@ if TYPE_CHECKING:
 
     from feature_platform.online.store import OnlineStore, WriteCounts
 
-__all__ = ["MaterializationReport", "materialize_view", "newest_rows_sql", "read_meta"]
+__all__ = ["MaterializationReport", "materialize_view", "read_meta"]
 
 _BATCH_ROWS = 50_000
+_COMPARED_KEYS = 1_000
+_NEWEST, _CHANGED = "feature_platform_newest", "feature_platform_changed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +50,12 @@ class MaterializationReport:
         now: The moment whose truth was pushed.
         as_of: Window views: the greatest window end that exists at `now`.
         generation: Of the view, read before its rows.
-        rows_read: Newest rows found in the history, tombstones among them.
+        is_complete: Whether every key was pushed, and not only those whose answer may have changed since the push before.
+        rows_read: Newest rows found in the history for those keys, tombstones among them.
         rows_written: Values that are now the ones to read.
         rows_removed: Keys that lost their value.
         rows_skipped: Values older than what was there.
+        rows_unchanged: Keys whose answer turned out to be what it was, and which were left alone.
         newest_event_timestamp: Of the rows.
         newest_source_timestamp: Of the source rows behind them: the age of the data itself.
         seconds: Time it took.
@@ -58,42 +65,15 @@ class MaterializationReport:
     now: datetime
     as_of: datetime | None = None
     generation: int = 0
+    is_complete: bool = False
     rows_read: int = 0
     rows_written: int = 0
     rows_removed: int = 0
     rows_skipped: int = 0
+    rows_unchanged: int = 0
     newest_event_timestamp: datetime | None = None
     newest_source_timestamp: datetime | None = None
     seconds: float = 0.0
-
-
-def newest_rows_sql(view: FeatureView, store: OfflineStore, now: datetime) -> tuple[str | None, list[Partition], frozenset[str]]:
-    """
-    Return the SELECT of the newest row of each key at a moment.
-
-    Returns:
-        The SELECT (None where nothing exists), the partitions that exist, and the features that some file lacks.
-    """
-    names = list(view.feature_by_name)
-    if view.is_window_view:
-        partitions = existing(view, store, now)
-        newest_full = window_states(partitions).newest_full[-1] if partitions else None
-        counted = [one for one in partitions if newest_full is None or one.end >= newest_full]
-        history = history_of(view, store, counted, names)
-        order, visible = "event_timestamp desc", "true"
-    else:
-        partitions = store.partitions(view, before=utc(now) + timedelta(microseconds=1))
-        history = history_of(view, store, partitions, names)
-        visible = f"event_timestamp + {interval(view.delay)} <= {timestamp(utc(now))}"
-        order = "event_timestamp desc"
-        if view.has_created_timestamp:
-            visible += f" and (created_timestamp is null or created_timestamp <= {timestamp(utc(now))})"
-            order += ", created_timestamp desc nulls last"
-    if history.sql is None:
-        return None, partitions, history.partial
-    by_keys = f"partition by {quote_all(view.entity.join_keys)} " if view.entity.join_keys else ""
-    sql = f"select * from ({history.sql}) where {visible} qualify row_number() over ({by_keys}order by {order}) = 1"
-    return sql, partitions, history.partial
 
 
 def materialize_view(
@@ -110,12 +90,15 @@ def materialize_view(
     progress: Callable[[int, int], None] | None = None,
 ) -> MaterializationReport:
     """
-    Push the newest visible row of every key; what is older than what is there changes nothing.
+    Push the newest visible row of every key whose answer changed; what is older than what is there changes nothing.
 
     The generation is read before the rows, and the meta moves after the last one: a crash leaves, key by key, the old value
-    or the new one, and running it again completes it. Once the meta has moved, values of an earlier generation, or from
-    before the newest full partition, count as absent, so a key that left a snapshot is gone without being looked for;
-    sweeping them is garbage collection.
+    or the new one, and running it again completes it.
+
+    Where the meta and the history tell what has changed since the push before, only those keys are looked at, and only those
+    whose value differs from what is online are written. Otherwise, and where a full partition is new, all are: once the meta
+    has moved, values of an earlier generation, or from before the newest full partition, count as absent, so a key that left
+    a snapshot is gone without being looked for; sweeping them is garbage collection.
 
     Args:
         connection: Any DuckDB connection; its settings are set.
@@ -148,55 +131,73 @@ def materialize_view(
             raise OnlineStoreError(message)
         if current and to_micros(utc(now)) < current.materialized_at and not again:
             return MaterializationReport(view=view.name, now=utc(now), generation=generation)
-        sql, partitions, partial = newest_rows_sql(view, store, now)
-        if sql is None:
-            return MaterializationReport(view=view.name, now=utc(now), generation=generation)
-        push = _Push(connection, view, online, project, generation, partial, progress)
-        connection.execute(f"create or replace temp table feature_platform_newest as {sql}")
+        newest = NewestRows.at(view, store, now)
+        if not newest.partitions:
+            return MaterializationReport(view=view.name, now=utc(now), generation=newest.generation)
+        since = None if current is None or again else _goes_on_from(current, newest)
+        if since and newest.has_lost_files(since):
+            store.raise_generation(view)
+            newest, since = NewestRows.at(view, store, now), None
+        changed = newest.changed_keys(since) if since else None
+        push = _Push(connection, newest, online, project, progress, current if changed else None)
         try:
-            if current:
-                known = {**current.schemas, **push.schemas()}
-                online.put_meta(codec.meta_key, replace(current, schemas=known).to_bytes(), force=True)
-            counts = push.run()
-            newest = first_row(connection, "select epoch_us(max(event_timestamp)) from feature_platform_newest")[0]
+            counts = push.run(current, changed)
         finally:
-            connection.execute("drop table if exists temp.feature_platform_newest")
-        states = window_states(partitions) if view.is_window_view else None
-        newest_full = states.newest_full[-1] if states else None
-        source_times = [one.newest_source_timestamp for one in partitions if one.newest_source_timestamp is not None]
+            connection.execute(f"drop table if exists temp.{_NEWEST}")
+            connection.execute(f"drop table if exists temp.{_CHANGED}")
+        newest_event, newest_source = newest.newest_times(connection)
+        wrote_nothing = current is not None and changed is not None and not (counts.written or counts.removed)
         meta = ViewMeta(
-            generation=generation,
+            generation=newest.generation,
             materialized_at=to_micros(utc(now)),
             definition=view.definition_hash,
-            as_of=states.ends[-1] if states else None,
-            newest_full=newest_full,
-            full_generation=generation,
-            rows=counts.written,
-            removed=counts.removed,
-            newest_source_timestamp=max(source_times, default=None),
+            as_of=newest.partitions[-1].end if view.is_window_view else None,
+            newest_full=newest.newest_full,
+            full_generation=current.full_generation if current and changed else newest.generation,
+            full_at=current.full_at if current and changed else to_micros(utc(now)),
+            files=newest.seen.files if newest.is_uniform else None,
+            rows=current.rows if current and wrote_nothing else counts.written,
+            removed=current.removed if current and wrote_nothing else counts.removed,
+            newest_source_timestamp=newest_source,
             schemas=push.schemas(),
             run_id=run_id,
-            partition=partition or partitions[-1].window.key,
+            partition=partition or newest.partitions[-1].window.key,
         )
         online.put_meta(codec.meta_key, meta.to_bytes(), force=again)
         # Sweeping looks at every key, so only where a reader's bounds have moved since the last push.
-        has_leftovers = current is not None and (current.full_generation, current.newest_full) != (generation, newest_full)
+        bounds = (meta.full_generation, meta.newest_full)
         swept = 0
-        if again or has_leftovers:
-            swept = online.sweep(project, view.entity.name, view.name, below_generation=generation, before=newest_full)
+        if again or (current is not None and (current.full_generation, current.newest_full) != bounds):
+            swept = online.sweep(project, view.entity.name, view.name, below_generation=meta.full_generation, before=meta.newest_full)
+        store.forget_changes(view, until=meta.generation)
     return MaterializationReport(
         view=view.name,
         now=utc(now),
         as_of=from_micros(meta.as_of) if meta.as_of is not None else None,
-        generation=generation,
+        generation=meta.generation,
+        is_complete=changed is None,
         rows_read=push.sent,
         rows_written=counts.written,
         rows_removed=counts.removed + swept,
         rows_skipped=counts.skipped,
-        newest_event_timestamp=from_micros(newest) if newest is not None else None,
-        newest_source_timestamp=from_micros(meta.newest_source_timestamp) if meta.newest_source_timestamp is not None else None,
+        rows_unchanged=push.unchanged,
+        newest_event_timestamp=from_micros(newest_event) if newest_event is not None else None,
+        newest_source_timestamp=from_micros(newest_source) if newest_source is not None else None,
         seconds=time.perf_counter() - started,
     )
+
+
+def _goes_on_from(current: ViewMeta, newest: NewestRows) -> Seen | None:
+    """Return what the push before saw, where this one can go on from it."""
+    view = newest.view
+    if current.definition != view.definition_hash or current.files is None or not newest.is_uniform:
+        return None
+    # A push of all keys also starts their time to live anew, which is twice the ttl.
+    is_due = view.kind is ViewKind.EVENT and view.ttl is not None and newest.now - from_micros(current.full_at) >= view.ttl
+    if is_due:
+        return None
+    at = from_micros(current.materialized_at)
+    return Seen(generation=current.generation, at=at, files=current.files, newest_full=current.newest_full)
 
 
 def read_meta(stored: bytes | None, *, even_if_broken: bool) -> ViewMeta | None:
@@ -211,7 +212,7 @@ def read_meta(stored: bytes | None, *, even_if_broken: bool) -> ViewMeta | None:
 
 class _Push:
     """
-    Sends the rows of `feature_platform_newest`.
+    Sends the newest rows, all or those of keys that may have changed.
 
     Rows of files that lack a feature are encoded by a codec without it, so that it reads NOT_FOUND and not NULL.
     """
@@ -219,50 +220,100 @@ class _Push:
     def __init__(
         self,
         connection: duckdb.DuckDBPyConnection,
-        view: FeatureView,
+        newest: NewestRows,
         online: OnlineStore,
         project: str,
-        generation: int,
-        partial: frozenset[str],
         progress: Callable[[int, int], None] | None,
+        goes_on_from: ViewMeta | None,
     ) -> None:
-        self._connection, self._view, self._online = connection, view, online
-        self._project, self._generation, self._progress = project, generation, progress
-        self._partial = sorted(partial)
+        self._connection, self._newest, self._view, self._online = connection, newest, newest.view, online
+        self._project, self._progress, self._before = project, progress, goes_on_from
+        self._partial: list[str] = []
         self._codecs: dict[tuple[str, ...], ViewCodec] = {}
-        self.sent = 0
+        self.sent = self.unchanged = 0
 
     def schemas(self) -> dict[str, list[tuple[str, str]]]:
         """Return what readers need to map this push's rows by name."""
         return {codec.definition: codec.schema for codec in [ViewCodec(self._project, self._view), *self._lacking().values()]}
 
-    def run(self) -> WriteCounts:
-        """Send all rows, in batches, and count what became of them."""
-        total: int = first_row(self._connection, "select count(*) from feature_platform_newest")[0]
+    def run(self, current: ViewMeta | None, changed: str | None) -> WriteCounts:
+        """
+        Send rows, in batches, and count what became of them.
+
+        Args:
+            current: The view's meta: it is told of new schemas before the first row of one.
+            changed: SELECT of the keys that may have changed; None sends all.
+        """
+        if changed is None:
+            history = self._newest.rows()
+        else:
+            self._connection.execute(f"create or replace temp table {_CHANGED} as {changed}")
+            history = self._of_changed(self._newest.rows(keys=f"temp.{_CHANGED}"))
+        self._partial = sorted(history.partial)
+        self._connection.execute(f"create or replace temp table {_NEWEST} as {history.sql}")
+        if current and not self.schemas().keys() <= current.schemas.keys():
+            known = {**current.schemas, **self.schemas()}
+            key = ViewCodec(self._project, self._view).meta_key
+            self._online.put_meta(key, replace(current, schemas=known).to_bytes(), force=True)
+        total: int = first_row(self._connection, f"select count(*) from {_NEWEST}")[0]
         ttl = self._view.ttl
-        # Garbage collection only, and of event views only: each push starts it anew, and age is judged when reading.
+        # Garbage collection only, and of event views only; age is judged when reading.
         expire = 2 * -(-ttl // timedelta(seconds=1)) if ttl is not None and self._view.kind is ViewKind.EVENT else None
-        return self._online.put_many(self._items(total), expire_seconds=expire)
+        items = self._items(total)
+        return self._online.put_many(items if self._before is None else self._differing(items, self._before), expire_seconds=expire)
+
+    def _of_changed(self, history: History) -> History:
+        """Return the rows of the changed keys, those without one as tombstones."""
+        keys, mark = list(self._view.entity.join_keys), quote(TOMBSTONE)
+        gone = f"coalesce(n.{mark}, true)" if self._view.kind is ViewKind.AGGREGATE else "n.event_timestamp is null"
+        columns = [f"c.{quote(key)}" for key in keys]
+        columns.append(f"coalesce(n.event_timestamp, {timestamp(self._newest.now)}) as event_timestamp")
+        columns += [f"{gone} as {mark}", *(f"n.{quote(name)}" for name in self._view.feature_by_name)]
+        sql = f"select {', '.join(columns)} from temp.{_CHANGED} as c left join ({history.sql}) as n using ({quote_all(keys)})"
+        return History(sql, history.partial)
 
     def _items(self, total: int) -> Iterator[tuple[bytes, bytes]]:
+        has_marks = self._before is not None or self._view.kind is ViewKind.AGGREGATE
         for lacking, codec in self._lacking().items() or [((), ViewCodec(self._project, self._view))]:
             condition = " and ".join(f"{'not ' if name in lacking else ''}{quote(name + KNOWN)}" for name in self._partial) or "true"
-            extra = [quote(TOMBSTONE)] if self._view.kind is ViewKind.AGGREGATE else []
+            extra = [quote(TOMBSTONE)] if has_marks else []
             names = [*map(quote, self._view.entity.join_keys), "event_timestamp", *extra, *(quote(f.name) for f in codec.view.features)]
-            sql = f"select {', '.join(names)} from feature_platform_newest where {condition}"
+            sql = f"select {', '.join(names)} from {_NEWEST} where {condition}"
             for batch in self._connection.sql(sql).to_arrow_reader(_BATCH_ROWS):
-                yield from codec.encode_rows(pa.Table.from_batches([batch]), self._generation)
+                yield from codec.encode_rows(pa.Table.from_batches([batch]), self._newest.generation)
                 self.sent += batch.num_rows
                 if self._progress:
                     self._progress(self.sent, total)
+
+    def _differing(self, items: Iterator[tuple[bytes, bytes]], before: ViewMeta) -> Iterator[tuple[bytes, bytes]]:
+        """Leave out what readers find online already; the generation alone is no difference."""
+        while some := list(islice(items, _COMPARED_KEYS)):
+            for (key, value), stored in zip(some, self._online.get_many([key for key, _ in some]), strict=True):
+                if _reads_alike(value, stored, before):
+                    self.unchanged += 1
+                else:
+                    yield key, value
 
     def _lacking(self) -> dict[tuple[str, ...], ViewCodec]:
         """Return a codec for each set of features that some rows lack; a row that lacks them all has no value."""
         if not self._codecs and self._partial:
             flags = ", ".join(quote(name + KNOWN) for name in self._partial)
-            for row in self._connection.execute(f"select distinct {flags} from feature_platform_newest").fetchall():
+            for row in self._connection.execute(f"select distinct {flags} from {_NEWEST}").fetchall():
                 lacking = tuple(name for name, known in zip(self._partial, row, strict=True) if not known)
                 features = [feature for feature in self._view.features if feature.name not in lacking]
                 if features:
                     self._codecs[lacking] = ViewCodec(self._project, replace(self._view, features=features))
         return self._codecs
+
+
+def _reads_alike(value: bytes, stored: bytes | None, before: ViewMeta) -> bool:
+    """Say whether readers find in the stored value what they would find in the new one."""
+    new, old = read_head(value), None if stored is None else read_head(stored)
+    if stored is None or old is None:
+        return stored is None and new is not None and new.is_tombstone
+    is_absent = old.is_tombstone or old.generation < before.full_generation
+    is_absent |= before.newest_full is not None and old.micros < before.newest_full
+    if new is not None and new.is_tombstone:
+        return is_absent
+    same_bytes = value[: GENERATION.start] == stored[: GENERATION.start] and value[GENERATION.stop :] == stored[GENERATION.stop :]
+    return same_bytes and not is_absent

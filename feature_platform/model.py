@@ -20,6 +20,7 @@ from typing import Any, Final, TypeAlias
 
 from feature_platform.dtypes import Dtype, DtypeLike, resolve
 from feature_platform.errors import RegistryError
+from feature_platform.expectations import Expectation
 
 __all__ = [
     "ON_UPDATE",
@@ -30,6 +31,7 @@ __all__ = [
     "FeatureService",
     "FeatureStatus",
     "FeatureView",
+    "Freshness",
     "ParquetSource",
     "QueryFunction",
     "ViewKind",
@@ -50,6 +52,14 @@ class FeatureStatus(StrEnum):
     NULL_VALUE = "NULL_VALUE"
     NOT_FOUND = "NOT_FOUND"
     OUTSIDE_MAX_AGE = "OUTSIDE_MAX_AGE"
+
+
+class Freshness(StrEnum):
+    """How the age of a view's data stands to its promise: the warning comes at three quarters of it."""
+
+    PASS = "pass"  # noqa: S105 - no password
+    WARN = "warn"
+    FAIL = "fail"
 
 
 class ViewKind(StrEnum):
@@ -111,14 +121,14 @@ class Feature:
         dtype: A Python type or a pyarrow DataType (see `feature_platform.dtypes`).
         description: For people and for OpenAPI.
         default: The answer where there is no value, or it is past the view's ttl.
-        expect: Expectations of the feature's values, checked before they are promoted.
+        expect: Expectations of its values (`not_null()`, `between()`, `one_of()`, `unique()`): a partition that breaks one is not promoted.
     """
 
     name: str
     dtype: DtypeLike
     description: str = ""
     default: Any = None
-    expect: Sequence[object] = ()
+    expect: Sequence[Expectation] = ()
 
     @cached_property
     def type(self) -> Dtype:
@@ -161,7 +171,7 @@ class Aggregate:
     where: str | None = field(default=None, kw_only=True)
     default: Any = field(default=None, kw_only=True)
     description: str = field(default="", kw_only=True)
-    expect: Sequence[object] = field(default=(), kw_only=True)
+    expect: Sequence[Expectation] = field(default=(), kw_only=True)
 
     @cached_property
     def type(self) -> Dtype:
@@ -201,6 +211,9 @@ class FeatureView:
         delay: How long after its time a value can be used.
         ttl: Older than this counts as absent, offline and online alike; None is for ever.
         freshness: Promise to people: older than this and someone is told.
+        late_data_horizon: Where source files change after their windows were computed, the windows that ended at most so long ago
+            are computed again by themselves; older ones, and all if it is left out, are marked and wait to be asked for. An
+            ON_UPDATE view follows its files by itself however old they are, unless this says how far.
         owners: "team:name" or an e-mail address.
         tags: For Dagster.
         description: For people.
@@ -218,6 +231,7 @@ class FeatureView:
     delay: timedelta = field(default=timedelta(0), kw_only=True)
     ttl: timedelta | None = field(default=None, kw_only=True)
     freshness: timedelta | None = field(default=None, kw_only=True)
+    late_data_horizon: timedelta | None = field(default=None, kw_only=True)
     owners: Sequence[str] = field(default=(), kw_only=True)
     tags: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     description: str = field(default="", kw_only=True)
@@ -268,6 +282,24 @@ class FeatureView:
     def has_created_timestamp(self) -> bool:
         """Whether rows of this event view say when they were known: they do where one of its sources does."""
         return self.kind is ViewKind.EVENT and any(source.created_timestamp for source in self.sources)
+
+    @property
+    def freshness_warning(self) -> timedelta | None:
+        """The age at which people are warned that the promise is about to be broken."""
+        return None if self.freshness is None else self.freshness * 3 / 4
+
+    def freshness_at(self, age: timedelta) -> Freshness | None:
+        """Judge the age of the view's data; None where nothing is promised."""
+        if self.freshness is None or self.freshness_warning is None:
+            return None
+        if age > self.freshness:
+            return Freshness.FAIL
+        return Freshness.WARN if age > self.freshness_warning else Freshness.PASS
+
+    @cached_property
+    def expectations(self) -> str:
+        """What is expected of its features, as text: a partition that was rejected is tried again when this changes."""
+        return "; ".join(f"{feature.name}: {expected}" for feature in self.features for expected in feature.expect)
 
     @cached_property
     def definition_hash(self) -> str:

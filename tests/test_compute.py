@@ -33,7 +33,8 @@ from offline_project import (
 
 from feature_platform import ON_UPDATE, Entity, Feature, FeatureStatus, FeatureStore, FeatureView, ParquetSource
 from feature_platform.errors import ContractError, QueryError, SourceNotFoundError, WindowError
-from feature_platform.offline.compute import compute_windows, due_windows, requested_windows, verify_partition
+from feature_platform.offline.compute import compute_windows, verify_partition
+from feature_platform.offline.due import due_windows, requested_windows
 from feature_platform.windows import Window
 
 PRESENT, NOT_FOUND = FeatureStatus.PRESENT, FeatureStatus.NOT_FOUND

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def test_the_newest_row_of_each_key_is_pushed(tmp_path: Path) -> None:
         assert counts(report) == (2, 2, 0, 0)
         assert report.newest_event_timestamp == T0 + HOUR
         assert online(store, "values:value", "ann", "bob", "zoe") == [(None, NULL_VALUE), (2, PRESENT), (None, NOT_FOUND)]
-        assert counts(store.materialize(now=NOW)[0]) == (3, 3, 0, 0)
+        assert counts(store.materialize(now=NOW)[0]) == (1, 1, 0, 0)
         assert online(store, "values:value", "zoe") == [(5, PRESENT)]
 
 
@@ -124,8 +125,8 @@ def test_late_rows_and_corrections_reach_the_store(tmp_path: Path) -> None:
         ([("ann", T0 + HOUR, 10)], [T0 + HOUR], (10, PRESENT), (1, 1, 0, 0)),
         ([("ann", T0 + HOUR, 10), ("ann", T0 + HOUR, 3)], [T0 + HOUR, T0 + 2 * HOUR], (3, PRESENT), (1, 1, 0, 0)),
         ([("ann", T0, 7)], [T0], (7, PRESENT), (1, 1, 0, 0)),
-        ([("bob", T0, 1)], [T0], (None, NOT_FOUND), (1, 1, 1, 0)),
-        ([("ann", T0 - DAY, 5), ("bob", T0, 1)], [NOW, T0], (5, PRESENT), (2, 2, 0, 0)),
+        ([("bob", T0, 1)], [T0], (None, NOT_FOUND), (2, 1, 1, 0)),
+        ([("ann", T0 - DAY, 5), ("bob", T0, 1)], [NOW, T0], (5, PRESENT), (1, 1, 0, 0)),
     ]
     with store_of(tmp_path, view) as store:
         for rows, known, expected, reported in steps:
@@ -282,8 +283,7 @@ def test_a_history_deleted_and_computed_again_is_pushed(tmp_path: Path) -> None:
         for _ in range(20):
             store.compute("values", now=NOW)
         store.materialize(now=NOW)
-        for file in store.offline.folder(view).iterdir():
-            file.unlink()
+        shutil.rmtree(store.offline.folder(view))
         write(tmp_path, values(("ann", T0 - DAY, -1)), "values")
         store.compute("values", now=NOW)
         store.materialize("values", now=NOW)
@@ -295,8 +295,10 @@ def test_a_lost_counter_never_falls_behind_its_files(tmp_path: Path) -> None:
     with filled(tmp_path) as store:
         view = store.registry.view("values")
         high = store.offline.raise_generation(view, above=10**15)
+        write(tmp_path, values(("ann", T0, 11)), "values")
         store.compute("values", now=NOW)
         (store.offline.folder(view) / "_generation").unlink()
+        write(tmp_path, values(("ann", T0, 12)), "values")
         assert store.compute("values", now=NOW)[0].partition.generation > high
 
 

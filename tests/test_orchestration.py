@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -26,6 +25,8 @@ from dagster_shared.serdes.utils import SerializableTimeDelta
 
 from feature_platform import ON_UPDATE, Aggregate, Entity, Feature, FeatureStore, FeatureView, ParquetSource, Registry, Settings
 from feature_platform.errors import RegistryError, WindowError
+from feature_platform.offline.due import pending_windows
+from feature_platform.offline.inputs import source_files
 from feature_platform.offline.store import OfflineStore
 from feature_platform.online.embedded import stop_server
 from feature_platform.online.store import OnlineStore
@@ -33,7 +34,6 @@ from feature_platform.orchestration import OnlineStoreResource, build_definition
 from feature_platform.orchestration.automation import tick_cron
 from feature_platform.orchestration.partitions import key_of, partitions_def, window_of
 from feature_platform.orchestration.resources import connect
-from feature_platform.orchestration.source_changes import changed_windows, source_files
 from feature_platform.windows import Window, grid_of
 
 DAY = timedelta(days=1)
@@ -189,22 +189,23 @@ def test_definitions_load_without_a_warning(tmp_path: Path) -> None:
         dg.Definitions.validate_loadable(build_definitions(Registry([profile, activity, last_play, titles]), Settings(root=tmp_path)))
 
 
+# ruff: noqa: E501 - the graph shows an asset's facts in one line
 GRAPH = """
 features/activity/plays_2h
   from sources/plays | group activity | kinds duckdb,parquet | versioned
-  partitions 0 * * * * UTC | pool view_activity | blocking check contract
+  partitions 0 * * * * UTC | pool view_activity | blocking check contract | check late_data | check volume
 features/last_play/title
   from sources/plays | group last_play | kinds duckdb,parquet | versioned
-  partitions 0 0 * * * UTC, open one too | pool view_last_play | blocking check contract
+  partitions 0 0 * * * UTC, open one too | pool view_last_play | blocking check contract | check late_data | check volume
 features/profile/last_title
   from sources/plays | group profile | kinds duckdb,parquet | versioned | owner team:a
-  warns after 22.5 h, fails after 30.0 h | partitions 0 0 * * * UTC | pool view_profile | blocking check contract
+  warns after 22.5 h, fails after 30.0 h | partitions 0 0 * * * UTC | pool view_profile | blocking check contract | check late_data | check volume
 features/profile/plays
   from sources/plays | group profile | kinds duckdb,parquet | versioned | owner team:a
-  warns after 22.5 h, fails after 30.0 h | partitions 0 0 * * * UTC | pool view_profile | blocking check contract
+  warns after 22.5 h, fails after 30.0 h | partitions 0 0 * * * UTC | pool view_profile | blocking check contract | check late_data | check volume
 features/titles/title
   from sources/plays | group titles | kinds duckdb,parquet | versioned
-  pool view_titles | blocking check contract
+  pool view_titles | blocking check contract | check late_data | check volume
 online/activity
   from features/activity/plays_2h | group activity | kinds redis | versioned
   automated | pool view_activity
@@ -274,6 +275,13 @@ def test_what_dagster_shows_of_a_feature(project: Project) -> None:
     }
 
 
+def evaluations(project: Project, run_id: str, check: str) -> list[dg.AssetCheckEvaluation]:
+    """Return what a run said of the checks of one name, in order."""
+    records = project.instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION).records
+    found = [record.event_log_entry.get_dagster_event().asset_check_evaluation_data for record in records]
+    return [evaluation for evaluation in found if evaluation.check_name == check]
+
+
 def test_a_range_is_one_computation_with_metadata_per_partition(project: Project) -> None:
     """Five days in one run are one step; each partition of each feature has its own rows, nulls and times."""
     write_day(project.settings.root, START + 2 * DAY, users=["ann", "bob", "cid"])
@@ -302,7 +310,7 @@ def test_a_run_of_one_feature_reports_all_that_it_wrote(project: Project) -> Non
     assert made is not None
     assert made.metadata["dagster/partition_row_count"].value == 2
     assert (made.tags or {})["dagster/code_version"] == profile.definition_hash
-    targets = {one.asset_key.path[-1]: one.target_materialization_data for one in result.get_asset_check_evaluations()}
+    targets = {one.asset_key.path[-1]: one.target_materialization_data for one in evaluations(project, result.run_id, "contract")}
     assert targets.keys() == {"plays", "last_title"}
     assert targets["last_title"] is not None
     assert targets["last_title"].storage_id == other[0].storage_id
@@ -390,8 +398,7 @@ def test_a_window_that_breaks_the_contract_is_not_pushed(project: Project) -> No
     assert not result.success
     assert [event.event_type_value for event in result.all_events].count("STEP_UP_FOR_RETRY") == 0
     assert "a snapshot has one row a key" in str(result.failure_data_for_node("compute_profile"))
-    (record,) = project.instance.get_records_for_run(result.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION).records
-    evaluation = record.event_log_entry.get_dagster_event().asset_check_evaluation_data
+    (evaluation,) = evaluations(project, result.run_id, "contract")
     assert not evaluation.passed
     assert "a snapshot has one row a key" in str(evaluation.metadata["problems"].value)
     assert project.store.partitions(broken) == []
@@ -405,7 +412,7 @@ def test_a_bad_window_does_not_hold_up_the_good_ones(project: Project) -> None:
     project.pushes()
     result = project.run(feature_key(broken, "plays"), first=key(0), last=key(2))
     assert not result.success
-    assert "1 of 3 windows were refused" in str(result.failure_data_for_node("compute_profile"))
+    assert "1 of 3 windows were not promoted" in str(result.failure_data_for_node("compute_profile"))
     assert project.instance.get_materialized_partitions(feature_key(broken, "plays")) == {key(0), key(2)}
     assert project.pushes() == {"profile"}
     asked = project.tick(broken, START + 3 * DAY)
@@ -434,19 +441,19 @@ def test_a_file_that_is_not_what_was_written_blocks_the_push(project: Project, m
     project.pushes()
     result = project.run(feature_key(broken, "plays"), first=key(0), last=key(1))
     assert not result.success
-    (evaluation,) = result.get_asset_check_evaluations()
+    (evaluation,) = evaluations(project, result.run_id, "contract")
     assert not evaluation.passed
     assert "holds 1 rows, its footer says 2" in str(evaluation.metadata["problems"].value)
     assert project.pushes() == set()
 
 
-def test_old_data_warns_and_blocks_nothing(project: Project) -> None:
+def test_old_data_is_told_and_blocks_nothing(project: Project) -> None:
     """The newest play is from January: the freshness of the job is fine, the age of the data is not."""
     assert project.run(feature_key(profile, "plays"), first=key(4)).success
     result = project.run(online_key(profile))
     assert result.success
     (evaluation,) = result.get_asset_check_evaluations()
-    assert (evaluation.check_name, evaluation.passed, evaluation.severity) == ("data_age", False, dg.AssetCheckSeverity.WARN)
+    assert (evaluation.check_name, evaluation.passed, evaluation.severity) == ("data_age", False, dg.AssetCheckSeverity.ERROR)
     metadata = result.asset_materializations_for_node("online__profile")[0].metadata
     assert [metadata[f"rows_{what}"].value for what in ("read", "written", "removed", "skipped")] == [2, 2, 0, 0]
     assert metadata["as_of"].value == (START + 5 * DAY).timestamp()
@@ -545,7 +552,8 @@ def test_schedules_and_sensors_of_sources_are_off_until_a_setting_says_so(projec
             schedule.default_status.value for schedule in definitions.schedules or () if isinstance(schedule, dg.ScheduleDefinition)
         } == {expected}
         sensors = {sensor.name: sensor.default_status.value for sensor in definitions.sensors or ()}
-        assert sensors == {"last_play_on_update": expected, "titles_on_update": expected, "online_automation": "RUNNING"}
+        following = dict.fromkeys(["last_play_on_update", "titles_on_update", "late_data"], expected)
+        assert sensors == following | {"online_automation": "RUNNING", "freshness": "RUNNING"}
 
 
 @pytest.mark.parametrize(
@@ -617,49 +625,40 @@ def test_a_connection_is_closed_when_its_step_fails() -> None:
         kept[0].execute("select 1")
 
 
-def seen(project: Project, view: FeatureView, cursor: str | None, now: datetime) -> tuple[list[str], str]:
-    """Look at a view's sources; return the keys of the windows that are due, and the cursor for the next look."""
-    due, found = changed_windows(view, project.store, source_files(view, project.settings.root), cursor, now)
-    return [window.key for window in due], json.dumps(found)
+def due(project: Project, view: FeatureView, now: datetime) -> list[str]:
+    """Return the keys of the windows that a view's sensor would ask for."""
+    files = source_files(view, project.settings.root)
+    return [window.key for window in pending_windows(view, project.store, files, now).due]
 
 
 def test_changed_files_ask_for_their_own_days(project: Project) -> None:
     """First all days without a file; then none; then the day of a file that changed, that moved in, or that is gone."""
-    now = datetime.now(UTC)
-    view = replace(last_play, start=START)
-    first, cursor = seen(project, view, None, START + 4 * DAY + timedelta(hours=1))
-    assert first == [key(day) for day in range(5)]
-    with FeatureStore(project.registry, project.settings) as store:
-        store.compute("last_play", now=START + 4 * DAY + timedelta(hours=1))
-    # Computed in January by its clock, so all source files are newer; computed again by today's, none is.
-    assert seen(project, view, cursor, START + 4 * DAY + timedelta(hours=1))[0] == first
-    with FeatureStore(project.registry, project.settings) as store:
-        store.compute("last_play", start=START, end=START + 5 * DAY, now=datetime.now(UTC))
     at = START + 4 * DAY + timedelta(hours=1)
-    none, cursor = seen(project, view, cursor, at)
-    assert none == []
+    assert due(project, last_play, at) == [key(day) for day in range(5)]
+    with FeatureStore(project.registry, project.settings) as store:
+        store.compute("last_play", now=at)
+    assert due(project, last_play, at) == []
     write_day(project.settings.root, START + 2 * DAY, title="solaris")
-    changed, cursor = seen(project, view, cursor, now + timedelta(hours=1))
-    assert changed[0] == key(2)
-    assert set(changed) - {key(2)} == {key(day) for day in range(5, (now + timedelta(hours=1) - START) // DAY + 1)}
+    assert due(project, last_play, at) == [key(2)]
     (project.settings.root / "data" / "plays" / "2026-01-02.parquet").unlink()
-    gone, _ = seen(project, view, cursor, now + timedelta(hours=1))
-    assert {key(1), key(2)} <= set(gone)
-    assert key(0) not in gone
+    moved = write_day(project.settings.root, START + 6 * DAY)
+    assert due(project, last_play, at) == [key(1), key(2)]
+    assert due(project, last_play, START + 6 * DAY) == [key(1), key(2), key(5), key(6)]
+    moved.rename(moved.with_name("moved.parquet"))
+    assert due(project, last_play, at) == [key(1), key(2)]
 
 
 def test_a_table_without_a_schedule_follows_its_files(project: Project) -> None:
     """It is due when it was never computed, then when a file changes."""
-    assert seen(project, titles, None, datetime.now(UTC))[0] == ["all"]
+    assert due(project, titles, datetime.now(UTC)) == ["all"]
     assert project.run(feature_key(titles, "title")).success
-    none, cursor = seen(project, titles, None, datetime.now(UTC))
-    assert none == []
+    assert due(project, titles, datetime.now(UTC)) == []
     write_day(project.settings.root, START + 9 * DAY)
-    assert seen(project, titles, cursor, datetime.now(UTC))[0] == ["all"]
+    assert due(project, titles, datetime.now(UTC)) == ["all"]
 
 
 def test_a_sensor_asks_for_what_changed_and_remembers_it(project: Project) -> None:
-    """It asks once for a stretch of days, and after their run for nothing more; a half-written file is passed over."""
+    """It asks once for the closed days, and after their run for nothing more; a half-written file, and a day without data, is passed over."""
     view = replace(last_play, start=datetime.now(UTC) - 2 * DAY)
     project.registry = Registry([view])
     (project.settings.root / "data" / "plays" / "torn.parquet").write_bytes(b"PAR1")
@@ -674,6 +673,6 @@ def test_a_sensor_asks_for_what_changed_and_remembers_it(project: Project) -> No
             (project.settings.root / "data" / "plays" / "torn.parquet").unlink()
             (asked,) = found.run_requests or ()
             project.execute(view, asked)
-    assert len(project.store.partitions(view)) == 3
+    assert len(project.store.partitions(view)) == 2
     assert [len(found.run_requests or ()) for found in answers] == [1, 0, 0]
     assert answers[-1].skip_message == "last_play: every closed window is computed."

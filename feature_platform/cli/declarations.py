@@ -174,7 +174,8 @@ def _try_view(project: Project, view: FeatureView) -> dict[str, object]:
     """Compute one window of a view where nobody looks."""
     import duckdb  # noqa: PLC0415 - slow to import, and only for --sources
 
-    from feature_platform.offline.compute import compute_windows, requested_windows  # noqa: PLC0415 - as above
+    from feature_platform.offline.compute import compute_windows  # noqa: PLC0415 - as above
+    from feature_platform.offline.due import requested_windows  # noqa: PLC0415 - as above
     from feature_platform.offline.store import OfflineStore  # noqa: PLC0415 - as above
 
     now = datetime.now(UTC)

@@ -129,7 +129,7 @@ def _features(run: _Demo) -> None:
 
 def _run_assets(run: _Demo, store: FeatureStore, views: list[FeatureView], report: SampleReport) -> None:
     from feature_platform.cli.runs import AssetRun, AssetRuns  # noqa: PLC0415 - loads Dagster
-    from feature_platform.offline.compute import requested_windows  # noqa: PLC0415 - loads DuckDB
+    from feature_platform.offline.due import requested_windows  # noqa: PLC0415 - loads DuckDB
 
     settings, output = run.project.settings, run.project.output
     home = dagster_home(settings)

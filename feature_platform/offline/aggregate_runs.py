@@ -20,7 +20,7 @@ from feature_platform.offline.store import TOMBSTONE
 from feature_platform.windows import Window, adjacent, grid_of, reads_from
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
 
     import duckdb
 
@@ -33,38 +33,71 @@ _ENDS: Final = "feature_platform__ends"
 
 
 def aggregate_windows(writer: PartitionWriter, sources: SourceViews, windows: Sequence[Window]) -> Iterator[PartitionReport]:
-    """Compute adjacent windows together."""
+    """
+    Compute adjacent windows together.
+
+    A window whose rows are rejected is not there for those after it: the next one begins a run with the complete state. So does
+    one whose file holds the complete state already: its rows can come out the same.
+    """
     for run in adjacent(windows):
-        yield from _run(writer, sources, run)
+        rest, after_rejection = run, False
+        while rest:
+            length = _until_full(writer, rest)
+            done, after_rejection = yield from _run(writer, sources, rest[:length], starts_full=after_rejection)
+            rest = rest[done:]
 
 
-def _run(writer: PartitionWriter, sources: SourceViews, run: Sequence[Window]) -> Iterator[PartitionReport]:
+def _until_full(writer: PartitionWriter, run: Sequence[Window]) -> int:
+    """Return how many windows come before the next one whose file holds the complete state."""
+    for index, window in enumerate(run[1:], start=1):
+        if _is_full(writer, window):
+            return index
+    return len(run)
+
+
+def _is_full(writer: PartitionWriter, window: Window) -> bool:
+    stored = writer.store.partition(writer.view, window)
+    return stored is not None and stored.is_full and stored.definition == writer.view.definition_hash
+
+
+def _run(
+    writer: PartitionWriter, sources: SourceViews, run: Sequence[Window], *, starts_full: bool
+) -> Generator[PartitionReport, None, tuple[int, bool]]:
+    """Compute windows up to the first that is rejected; return how many, and whether one was."""
     started, view, connection = time.perf_counter(), writer.view, writer.connection
     with explaining(f"view {view.name!r}"):
         types = check_aggregates(connection, view)
         sources.show(reads_from(view, run[0]), run[-1].end)
         _register_ends(connection, run)
-        is_full = _starts_full(writer, run[0])
+        is_full = starts_full or _is_full(writer, run[0]) or _has_no_predecessor(writer, run[0])
         points = change_points_sql(view, types, f"temp.{_ENDS}", first_is_full=is_full)
         connection.execute(f"create or replace temp table {RESULT} as {points} order by event_timestamp")
         newest, dropped = _newest_by_end(connection, view, run), _null_keys_by_end(connection, view, run)
-    seconds = (time.perf_counter() - started) / len(run)
-    for index, window in enumerate(run):
-        full = is_full and index == 0
+    seconds, done, is_rejected = (time.perf_counter() - started) / len(run), 0, False
+    for window in run:
+        full = is_full and done == 0
         rows = f"select * from temp.{RESULT} where event_timestamp = {timestamp(window.end)}" + (
             f" and not {quote(TOMBSTONE)}" if full else ""
         )
-        yield writer.write(window, rows, is_full=full, dropped=dropped[index], newest=newest[index], seconds=seconds)
+        report = writer.write(window, rows, is_full=full, dropped=dropped[done], newest=newest[done], seconds=seconds)
+        yield report
+        done, is_rejected = done + 1, report.outcome == "rejected"
+        if is_rejected:
+            break
     connection.execute(f"drop table temp.{RESULT}")
     connection.execute(f"drop table temp.{_ENDS}")
+    return done, is_rejected
 
 
-def _starts_full(writer: PartitionWriter, window: Window) -> bool:
-    """Say whether a run has to start with the complete state: nothing, or another definition's values, stand before it."""
+def _has_no_predecessor(writer: PartitionWriter, window: Window) -> bool:
+    """Say whether nothing, another definition's values, or values that came out rejected since stand before a window."""
     grid = grid_of(writer.view)
     before = grid.before(window) if grid else None
     predecessor = writer.store.partition(writer.view, before) if before else None
-    return predecessor is None or predecessor.definition != writer.view.definition_hash
+    if before is None or predecessor is None or predecessor.definition != writer.view.definition_hash:
+        return True
+    attempt = writer.store.attempt(writer.view, before)
+    return attempt is not None and attempt.outcome == "rejected"
 
 
 def _register_ends(connection: duckdb.DuckDBPyConnection, run: Sequence[Window]) -> None:

@@ -1,13 +1,13 @@
 """
 Compute one view for some of its windows: from its sources to Parquet.
 
-Knows which windows are due, and who computes which kind of view. Paths and locks are the store's.
+Knows who computes which kind of view. Which windows are due is `due`'s; paths and locks are the store's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, TypeAlias
 
 from feature_platform.dtypes import to_micros
@@ -15,53 +15,22 @@ from feature_platform.errors import WindowError
 from feature_platform.model import ON_UPDATE, FeatureView, ViewKind
 from feature_platform.offline.aggregate_runs import aggregate_windows
 from feature_platform.offline.contract import verify_partition
+from feature_platform.offline.inputs import fingerprints, source_files
 from feature_platform.offline.queries import query_windows
 from feature_platform.offline.query import configure
 from feature_platform.offline.sources import source_views
 from feature_platform.offline.store import OfflineStore
 from feature_platform.offline.writer import PartitionReport, PartitionWriter
-from feature_platform.windows import WHOLE, Window, grid_of, utc
+from feature_platform.windows import Window, utc
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import duckdb
 
-__all__ = ["PartitionReport", "Progress", "compute_windows", "due_windows", "requested_windows", "verify_partition"]
+__all__ = ["PartitionReport", "Progress", "compute_windows", "verify_partition"]
 
 Progress: TypeAlias = Callable[[int, int], None]
-
-
-def due_windows(view: FeatureView, store: OfflineStore, now: datetime) -> list[Window]:
-    """
-    Return the closed windows that are not computed yet, oldest first.
-
-    An ON_UPDATE view's day is due until it was computed after its end: before that, data may have arrived. So is always the
-    one table of a view without a schedule.
-    """
-    return [w for w in _closed(view, now) if view.schedule is None or not _is_done(view, store, w)]
-
-
-def requested_windows(view: FeatureView, start: datetime | None, end: datetime | None, now: datetime) -> list[Window]:
-    """Return the closed windows that share an instant with `[start, end)`, computed or not; naive bounds are UTC."""
-    low, high = (None if start is None else utc(start)), (None if end is None else utc(end))
-    return [w for w in _closed(view, now) if (low is None or w.end > low) and (high is None or w.start < high)]
-
-
-def _closed(view: FeatureView, now: datetime) -> list[Window]:
-    grid, now = grid_of(view), utc(now)
-    if grid is None:
-        return [WHOLE]
-    if view.schedule == ON_UPDATE:
-        return grid.touching(None, now + timedelta(microseconds=1))
-    return grid.within(None, now - view.delay)
-
-
-def _is_done(view: FeatureView, store: OfflineStore, window: Window) -> bool:
-    partition = store.partition(view, window)
-    if partition is None:
-        return False
-    return view.schedule != ON_UPDATE or (partition.computed_at is not None and partition.computed_at >= to_micros(window.end))
 
 
 def compute_windows(
@@ -89,7 +58,8 @@ def compute_windows(
         progress: Called with windows done and windows wanted.
 
     Returns:
-        One report a window, oldest first.
+        One report a window, oldest first. Rows that break an expectation are kept aside (outcome "rejected"): readers of history
+        see what they saw before.
 
     Raises:
         WindowError: A window is not closed at `now`.
@@ -107,7 +77,9 @@ def compute_windows(
             )
             raise WindowError(message)
     configure(connection)
-    writer = PartitionWriter(connection, view, store, to_micros(now), run_id)
+    # Before any row is read: files that change meanwhile are another fingerprint, and the next look sees it.
+    inputs = fingerprints(view, source_files(view, root), ordered, now)
+    writer = PartitionWriter(connection, view, store, to_micros(now), run_id, inputs)
     compute = aggregate_windows if view.kind is ViewKind.AGGREGATE else query_windows
     reports: list[PartitionReport] = []
     with source_views(connection, view, root) as sources:

@@ -1,8 +1,10 @@
 """
 The files of the offline store: where a partition lies, what exists, and how one is replaced.
 
-One Parquet file per view and window; its footer says what it is. A view's generation is raised with every write. Knows
-paths, locks and footers. Knows nothing of how rows are computed or joined.
+One Parquet file per view and window; its footer says what it is. A view's generation is raised with every write. Beside
+the files, in folders that no reader of history opens: what was rejected, what the last computation of a window found where
+it left the file alone, and which keys a replacement changed. Knows paths, locks and footers. Knows nothing of how rows are
+computed or joined.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 import pyarrow.parquet as pq
 
@@ -25,7 +28,7 @@ from feature_platform.dtypes import MICROSECOND, from_micros
 from feature_platform.model import FeatureView
 from feature_platform.windows import KEY_FORMAT, WHOLE, Window
 
-__all__ = ["METADATA_KEY", "TOMBSTONE", "OfflineStore", "Partition"]
+__all__ = ["METADATA_KEY", "TOMBSTONE", "Attempt", "OfflineStore", "Partition"]
 
 METADATA_KEY = "feature_platform"
 _FIRST_YEAR = 1000
@@ -58,6 +61,7 @@ class Partition:
         newest_source_timestamp: Newest time among the source rows read.
         computed_at: When it was computed.
         run_id: The Dagster run that computed it.
+        inputs: Fingerprint of the source files that it read; None in files of an earlier version.
     """
 
     view: str
@@ -79,6 +83,7 @@ class Partition:
     newest_source_timestamp: int | None = None
     computed_at: int | None = None
     run_id: str | None = None
+    inputs: str | None = None
 
     @property
     def window(self) -> Window:
@@ -98,6 +103,30 @@ class Partition:
     def is_of(self, view: FeatureView) -> bool:
         """Say whether its rows can be read as the view's: same kind, same join keys."""
         return self.kind == view.kind and self.keys == {name: str(dtype) for name, dtype in view.entity.keys.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """
+    What the last computation of a window found, where it left the window's file alone.
+
+    Attributes:
+        outcome: "unchanged", the same rows as are there; or "rejected", rows that break an expectation.
+        inputs: Fingerprint of the source files that it read.
+        definition: Definition hash of the view.
+        expectations: What was expected, as text.
+        computed_at: UTC microseconds.
+        run_id: Of Dagster.
+        problems: Why it was rejected.
+    """
+
+    outcome: Literal["unchanged", "rejected"]
+    inputs: str | None
+    definition: str
+    expectations: str
+    computed_at: int
+    run_id: str | None = None
+    problems: list[str] = field(default_factory=list)
 
 
 class OfflineStore:
@@ -165,7 +194,9 @@ class OfflineStore:
             self._write_generation(view, generation)
         return generation
 
-    def replace(self, view: FeatureView, window: Window, write: Callable[[Path, int], None]) -> int:
+    def replace(
+        self, view: FeatureView, window: Window, write: Callable[[Path, int], None], *, differ: Callable[[Path, Path, Path], bool]
+    ) -> bool:
         """
         Write a partition: the old file or the new one, whole, at every instant.
 
@@ -176,9 +207,11 @@ class OfflineStore:
             view: Whose partition.
             window: Which one.
             write: Writes the file to the path that it is given, with the generation that it is given in its footer.
+            differ: Called with the new file, the present one, and a path: writes there the keys whose rows are not the same in
+                both, and returns whether there are any.
 
         Returns:
-            The generation of the file.
+            Whether it was written: a file of the same rows is left alone, and so is the generation.
         """
         folder = self.folder(view)
         folder.mkdir(parents=True, exist_ok=True)
@@ -187,15 +220,87 @@ class OfflineStore:
                 leftover.unlink(missing_ok=True)
             generation = self._next_generation(view)
             temporary = folder / f".{window.key}.{secrets.token_hex(4)}.tmp"
+            changes = self._changes(view) / f".{window.key}.tmp"
             try:
                 write(temporary, generation)
+                if self.partition(view, window) is not None:
+                    changes.parent.mkdir(exist_ok=True)
+                    if not differ(temporary, self.path(view, window), changes):
+                        return False
+                    changes.replace(self._changes(view) / f"{generation}.parquet")
                 _sync(temporary)
                 self._write_generation(view, generation)
                 temporary.replace(self.path(view, window))
+                self._attempt_path(view, window).unlink(missing_ok=True)
+                self.rejected_path(view, window).unlink(missing_ok=True)
             finally:
                 temporary.unlink(missing_ok=True)
+                changes.unlink(missing_ok=True)
             _sync(folder)
-        return generation
+        return True
+
+    def reject(self, view: FeatureView, window: Window, write: Callable[[Path, int], None]) -> Path:
+        """Keep rows that break an expectation where no reader of history looks, and return where."""
+        path = self.rejected_path(view, window)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{window.key}.{secrets.token_hex(4)}.tmp")
+        try:
+            write(temporary, 0)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
+    def rejected_path(self, view: FeatureView, window: Window) -> Path:
+        """Return where the rows lie that a window's last computation was rejected for."""
+        return self.folder(view) / "_rejected" / f"{window.key}.parquet"
+
+    def attempts(self, view: FeatureView) -> dict[str, Attempt]:
+        """Return what the last computations of windows found that left their files alone, by window key."""
+        folder = self.folder(view) / "_attempts"
+        found: dict[str, Attempt] = {}
+        for path in sorted(folder.glob("*.json")):
+            if attempt := self._read_attempt(path):
+                found[path.stem] = attempt
+        return found
+
+    def attempt(self, view: FeatureView, window: Window) -> Attempt | None:
+        """Return what a window's last computation found; None where it wrote the window's file, or there was none."""
+        return self._read_attempt(self._attempt_path(view, window))
+
+    def write_attempt(self, view: FeatureView, window: Window, attempt: Attempt) -> None:
+        """Keep what a window's last computation found."""
+        path = self._attempt_path(view, window)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{window.key}.{secrets.token_hex(4)}.tmp")
+        temporary.write_text(json.dumps(asdict(attempt)), encoding="utf-8")
+        temporary.replace(path)
+        if attempt.outcome != "rejected":
+            self.rejected_path(view, window).unlink(missing_ok=True)
+
+    def changes(self, view: FeatureView, *, after: int, until: int) -> dict[int, Path]:
+        """Return the files of keys whose rows were changed by replacements, by generation, in `(after, until]`."""
+        found = {int(path.stem): path for path in self._changes(view).glob("*.parquet") if path.stem.isdigit()}
+        return {generation: path for generation, path in sorted(found.items()) if after < generation <= until}
+
+    def forget_changes(self, view: FeatureView, *, until: int) -> None:
+        """Delete what `changes` tells up to a generation: it was pushed."""
+        for path in self.changes(view, after=0, until=until).values():
+            path.unlink(missing_ok=True)
+
+    def _changes(self, view: FeatureView) -> Path:
+        return self.folder(view) / "_changes"
+
+    def _attempt_path(self, view: FeatureView, window: Window) -> Path:
+        return self.folder(view) / "_attempts" / f"{window.key}.json"
+
+    def _read_attempt(self, path: Path) -> Attempt | None:
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        known = {one.name for one in fields(Attempt)}
+        return Attempt(**{name: value for name, value in values.items() if name in known})
 
     @contextlib.contextmanager
     def materializing(self, view: FeatureView) -> Iterator[None]:

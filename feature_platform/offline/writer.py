@@ -1,19 +1,21 @@
 """
-One window's rows to its file, counted on the way for the footer and the report.
+One window's rows to its file, past the gate, counted on the way for the footer and the report.
 
-Knows the layout of a partition's columns. Knows nothing of how the rows came about.
+Knows the layout of a partition's columns, and when two files hold the same. Knows nothing of how the rows came about.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from feature_platform.dtypes import to_micros
 from feature_platform.model import FeatureView, ViewKind
 from feature_platform.offline.contract import time_columns
+from feature_platform.offline.gate import ExpectationFailure, failed_expectations
 from feature_platform.offline.query import first_row, literal, quote, quote_all
-from feature_platform.offline.store import METADATA_KEY, TOMBSTONE, OfflineStore, Partition
+from feature_platform.offline.store import METADATA_KEY, TOMBSTONE, Attempt, OfflineStore, Partition
 from feature_platform.windows import Window
 
 if TYPE_CHECKING:
@@ -21,20 +23,27 @@ if TYPE_CHECKING:
 
     import duckdb
 
-__all__ = ["PartitionReport", "PartitionWriter"]
+__all__ = ["Outcome", "PartitionReport", "PartitionWriter"]
+
+_CHANGES = "feature_platform__changes"
+
+Outcome: TypeAlias = Literal["written", "unchanged", "rejected"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartitionReport:
     """
-    What one window's computation wrote.
+    What one window's computation came to.
 
     Attributes:
         view: Name of the view.
         window: The window.
-        path: Its file.
+        path: Its file; of rejected rows, where they are kept for a look.
         partition: What the file's footer says (rows, nulls, time range, generation).
         seconds: Time it took; windows computed together share it evenly.
+        outcome: "written"; "unchanged", where the window's file holds the same rows and was left alone; or "rejected", where the
+            rows break an expectation: readers see what they saw before.
+        failures: The expectations that are broken.
     """
 
     view: str
@@ -42,6 +51,8 @@ class PartitionReport:
     path: Path
     partition: Partition
     seconds: float
+    outcome: Outcome = "written"
+    failures: tuple[ExpectationFailure, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -60,6 +71,7 @@ class PartitionWriter:
         store: Where the files go.
         now: When they were computed, UTC microseconds.
         run_id: Of Dagster.
+        inputs: Fingerprint of the source files that each window reads.
     """
 
     connection: duckdb.DuckDBPyConnection
@@ -67,6 +79,7 @@ class PartitionWriter:
     store: OfflineStore
     now: int
     run_id: str | None
+    inputs: Mapping[Window, str] = field(default_factory=dict)
 
     def write(self, window: Window, rows: str, *, is_full: bool, dropped: int, newest: int | None, seconds: float) -> PartitionReport:
         """
@@ -86,6 +99,8 @@ class PartitionWriter:
         times = "epoch_us(min(event_timestamp)), epoch_us(max(event_timestamp))"
         counts = first_row(self.connection, f"select count(*), {tombstones}, {times}{nulls} from ({rows})")
         order = quote_all([*self.view.entity.join_keys, *time_columns(self.view)])
+        failures = failed_expectations(self.connection, self.view, rows)
+        inputs = self.inputs.get(window)
         written: list[Partition] = []
 
         def copy(path: Path, generation: int) -> None:
@@ -109,6 +124,7 @@ class PartitionWriter:
                 newest_source_timestamp=newest,
                 computed_at=self.now,
                 run_id=self.run_id,
+                inputs=inputs,
             )
             self.connection.execute(
                 f"copy (select * from ({rows}) order by {order}) to {literal(str(path))} "
@@ -116,6 +132,47 @@ class PartitionWriter:
             )
             written.append(partition)
 
-        self.store.replace(self.view, window, copy)
+        if failures:
+            path = self.store.reject(self.view, window, copy)
+            self._remember(window, "rejected", failures)
+            return PartitionReport(
+                view=self.view.name, window=window, path=path, partition=written[0], seconds=seconds, outcome="rejected", failures=failures
+            )
         path = self.store.path(self.view, window)
-        return PartitionReport(view=self.view.name, window=window, path=path, partition=written[0], seconds=seconds)
+        if self.store.replace(self.view, window, copy, differ=lambda new, old, changes: self._differ(window, is_full, new, old, changes)):
+            return PartitionReport(view=self.view.name, window=window, path=path, partition=written[0], seconds=seconds)
+        self._remember(window, "unchanged")
+        current = self.store.partition(self.view, window) or written[0]
+        return PartitionReport(view=self.view.name, window=window, path=path, partition=current, seconds=seconds, outcome="unchanged")
+
+    def _remember(self, window: Window, outcome: Literal["unchanged", "rejected"], failures: tuple[ExpectationFailure, ...] = ()) -> None:
+        attempt = Attempt(
+            outcome=outcome,
+            inputs=self.inputs.get(window),
+            definition=self.view.definition_hash,
+            expectations=self.view.expectations,
+            computed_at=self.now,
+            run_id=self.run_id,
+            problems=[str(failure) for failure in failures],
+        )
+        self.store.write_attempt(self.view, window, attempt)
+
+    def _differ(self, window: Window, is_full: bool, new: Path, old: Path, changes: Path) -> bool:  # noqa: FBT001 - of a callback
+        """
+        Write the keys whose rows are not the same in two files of a window; return whether the files differ.
+
+        A file of another definition differs in all its keys: its columns may mean something else.
+        """
+        current = self.store.partition(self.view, window)
+        is_alike = current is not None and current.definition == self.view.definition_hash and current.is_full == is_full
+        keys = quote_all(self.view.entity.join_keys) or "true as whole"
+        ours, theirs = (f"select * from read_parquet({literal(str(path))})" for path in (new, old))
+        one_way = f"({ours} except all {theirs})" if is_alike else f"({ours})"
+        other_way = f"({theirs} except all {ours})" if is_alike else f"({theirs})"
+        changed = f"select {keys} from {one_way} union select {keys} from {other_way}"
+        self.connection.execute(f"create or replace temp table {_CHANGES} as {changed}")
+        differ = not is_alike or bool(first_row(self.connection, f"select count(*) from temp.{_CHANGES}")[0])
+        if differ:
+            self.connection.execute(f"copy temp.{_CHANGES} to {literal(str(changes))} (format parquet)")
+        self.connection.execute(f"drop table temp.{_CHANGES}")
+        return differ

@@ -11,6 +11,7 @@ import struct
 from typing import Final, NamedTuple
 
 __all__ = [
+    "GENERATION",
     "HEAD_ITEMS",
     "HEAD_SIZE",
     "TIME",
@@ -30,6 +31,7 @@ _HEAD: Final = struct.Struct(">BHBQBqB16s?")
 _ARRAY16, _UINT64, _INT64, _FIXSTR16, _FALSE = 0xDC, 0xCF, 0xD3, 0xB0, 0xC2
 HEAD_SIZE: Final = _HEAD.size
 HEAD_ITEMS: Final = 4
+GENERATION: Final = slice(4, 12)
 TIME: Final = slice(13, 21)
 _GLOB = re.compile(r"([*?\[\]\\^])")
 

@@ -39,8 +39,10 @@ class ViewMeta:
         as_of: Window views: the greatest window end that existed then.
         newest_full: Window views: the end of the newest full partition that existed then; older rows do not count.
         full_generation: Generation of the last push of all rows; rows of earlier generations do not count.
-        rows: How many the last push wrote.
-        removed: How many keys lost their value in the last push.
+        full_at: When that was, as `materialized_at`.
+        files: How many partitions existed then, if all were of one definition: the next push can tell what changed since.
+        rows: How many the last push wrote that wrote any.
+        removed: How many keys lost their value in it.
         newest_source_timestamp: Of the source rows that were read: the age of the data itself.
         schemas: See `Schemas`.
         run_id: Of Dagster.
@@ -53,6 +55,8 @@ class ViewMeta:
     as_of: int | None = None
     newest_full: int | None = None
     full_generation: int = 0
+    full_at: int = 0
+    files: int | None = None
     rows: int = 0
     removed: int = 0
     newest_source_timestamp: int | None = None

@@ -18,11 +18,14 @@ from feature_platform.errors import ContractError, FeaturePlatformError, OnlineS
 from feature_platform.materialization import materialize_view
 from feature_platform.model import FeatureView
 from feature_platform.offline.compute import PartitionReport, compute_windows
+from feature_platform.offline.due import pending_windows
+from feature_platform.offline.inputs import fingerprints, source_files
 from feature_platform.offline.store import OfflineStore
 from feature_platform.orchestration.automation import online_condition
-from feature_platform.orchestration.checks import contract_specs, data_age_result, data_age_specs, find_problems
+from feature_platform.orchestration.checks import feature_check_specs, find_problems, find_unusual
+from feature_platform.orchestration.freshness import data_age_result, data_age_specs
 from feature_platform.orchestration.partitions import partitions_def, window_of
-from feature_platform.orchestration.reporting import Outcome, online_metadata, report_all, report_selected
+from feature_platform.orchestration.reporting import Outcome, online_metadata, report_failed, report_selected
 from feature_platform.orchestration.resources import OnlineStoreResource, connect
 from feature_platform.orchestration.translator import feature_keys, feature_specs, freshness_policy, online_key, pool_of, view_tags
 from feature_platform.settings import Settings
@@ -46,7 +49,7 @@ def feature_assets(view: FeatureView, settings: Settings) -> dg.AssetsDefinition
     @dg.multi_asset(
         name=f"compute_{view.name}",
         specs=feature_specs(view),
-        check_specs=contract_specs(view),
+        check_specs=feature_check_specs(view),
         can_subset=True,
         pool=pool_of(view),
         backfill_policy=dg.BackfillPolicy.single_run() if partitions_def(view) else None,
@@ -58,11 +61,12 @@ def feature_assets(view: FeatureView, settings: Settings) -> dg.AssetsDefinition
             windows = {window_of(view, key): key for key in keys}
             with connect(duckdb) as connection:
                 outcome = _compute(context, connection, view, list(windows), settings)
-        if outcome.refused:
-            report_all(context, view, outcome)
-            refused = "\n".join(outcome.refused.values())
-            message = f"{len(outcome.refused)} of {len(windows)} windows were refused; the others are written.\n{refused}"
-            raise dg.Failure(message, allow_retries=False)
+        if outcome.refused or outcome.rejected:
+            report_failed(context, view, outcome)
+            why = [*outcome.refused.values(), *(f"{one.window}: {failure}" for one in outcome.rejected for failure in one.failures)]
+            held = len(outcome.refused) + len(outcome.rejected)
+            message = f"{held} of {len(windows)} windows were not promoted; readers see what they saw before. The others are written."
+            raise dg.Failure("\n".join([message, *why]), allow_retries=False)
         yield from report_selected(context, view, outcome)
 
     return compute
@@ -131,7 +135,11 @@ def _compute(
     windows: Sequence[Window],
     settings: Settings,
 ) -> Outcome:
-    """Compute windows in one call; where one breaks the contract, each alone, so that it does not hold up the others."""
+    """
+    Compute windows in one call; where one breaks the contract, each alone, so that it does not hold up the others.
+
+    A retry leaves out what the runs before it wrote.
+    """
     store, now = OfflineStore(settings.offline_root), datetime.now(UTC)
 
     def run(chosen: Sequence[Window]) -> list[PartitionReport]:
@@ -146,13 +154,44 @@ def _compute(
             progress=_logged(context, "windows"),
         )
 
+    done = _done_before(context, view, windows, store, settings)
+    wanted = [window for window in windows if window not in {report.window for report in done}]
+    if done:
+        context.log.info("%d of %d windows were written before this retry", len(done), len(windows))
     refused: dict[Window, str] = {}
     try:
-        reports = run(windows)
+        reports = run(wanted) if wanted else []
     except ContractError as exc:
         context.log.warning("view %r: %s", view.name, exc)
-        reports, refused = ([], {windows[0]: str(exc)}) if len(windows) == 1 else _one_by_one(run, windows)
-    return Outcome(reports, find_problems(connection, view, reports, store), refused)
+        reports, refused = ([], {wanted[0]: str(exc)}) if len(wanted) == 1 else _one_by_one(run, wanted)
+    reports = sorted([*done, *reports], key=lambda report: report.window)
+    partitions = store.partitions(view)
+    return Outcome(
+        reports,
+        pending_windows(view, store, source_files(view, settings.root), now),
+        find_problems(connection, view, reports, store),
+        refused,
+        {feature: find_unusual(feature, reports, partitions) for feature in view.feature_by_name},
+    )
+
+
+def _done_before(
+    context: dg.AssetExecutionContext, view: FeatureView, windows: Sequence[Window], store: OfflineStore, settings: Settings
+) -> list[PartitionReport]:
+    """Return the windows that this run, before its step was tried again, or a run that it retries, wrote from today's files."""
+    runs = {context.run.run_id}
+    if {"dagster/retry_number", "dagster/is_resume_retry"} & context.run.tags.keys():
+        group = context.instance.get_run_group(context.run.run_id)
+        runs |= {one.run_id for one in group[1]} if group else set()
+    elif not context.retry_number:
+        return []
+    current = fingerprints(view, source_files(view, settings.root), sorted(windows), datetime.now(UTC))
+    found = [(window, store.partition(view, window)) for window in windows]
+    return [
+        PartitionReport(view=view.name, window=window, path=store.path(view, window), partition=one, seconds=0.0)
+        for window, one in found
+        if one and one.run_id in runs and one.definition == view.definition_hash and one.inputs == current[window]
+    ]
 
 
 def _one_by_one(

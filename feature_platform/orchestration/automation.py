@@ -12,10 +12,11 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from feature_platform.model import ON_UPDATE, FeatureView
-from feature_platform.offline.compute import due_windows
+from feature_platform.offline.due import pending_windows
+from feature_platform.offline.inputs import source_files
 from feature_platform.offline.store import OfflineStore
 from feature_platform.orchestration.partitions import key_of, range_tags, span_of_tags
-from feature_platform.orchestration.translator import feature_key, feature_keys
+from feature_platform.orchestration.translator import feature_key, feature_keys, online_key
 from feature_platform.settings import Settings
 from feature_platform.windows import WHOLE, Window, adjacent, cron_of
 
@@ -35,7 +36,8 @@ _IN_PROGRESS = [
 
 def job_of(view: FeatureView) -> dg.UnresolvedAssetJobDefinition:
     """Return the job that computes a view: what its schedule asks for, and what a person starts."""
-    return dg.define_asset_job(f"{view.name}_refresh", selection=feature_keys(view), description=f"Compute the features of {view.name}.")
+    selection = dg.AssetSelection.assets(*feature_keys(view), online_key(view))
+    return dg.define_asset_job(f"{view.name}_refresh", selection=selection, description=f"Compute {view.name} and push what changed.")
 
 
 def schedule_of(view: FeatureView, job: dg.UnresolvedAssetJobDefinition, settings: Settings) -> dg.ScheduleDefinition:
@@ -52,14 +54,14 @@ def schedule_of(view: FeatureView, job: dg.UnresolvedAssetJobDefinition, setting
     )
     def tick(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         now = context.scheduled_execution_time.astimezone(UTC)
-        due = _unreported(context.instance, view, store, now)
+        due = _due(context.instance, view, store, settings, now)
         return run_requests(context.instance, view, due, tick=f"{now:%Y-%m-%dT%H%MZ}")
 
     return tick
 
 
 def run_requests(
-    instance: dg.DagsterInstance, view: FeatureView, due: Iterable[Window], *, tick: str
+    instance: dg.DagsterInstance, view: FeatureView, due: Iterable[Window], *, tick: str, job_name: str | None = None
 ) -> list[dg.RunRequest] | dg.SkipReason:
     """
     Ask for windows, one run for each stretch without a gap; those that a run under way computes are left to it.
@@ -69,6 +71,7 @@ def run_requests(
         view: Whose windows.
         due: What is wanted.
         tick: Names the occasion: asked twice on one occasion, a stretch runs once.
+        job_name: Of the view's job, for a sensor of several.
     """
     wanted = sorted(due)
     if not wanted:
@@ -78,16 +81,16 @@ def run_requests(
     if not open_windows:
         return dg.SkipReason(f"{view.name}: a run that is under way computes what is due ({len(wanted)} windows).")
     if view.schedule is None:
-        return [dg.RunRequest(run_key=f"{view.name}:all@{tick}")]
-    return [_request(view, stretch, tick) for stretch in adjacent(open_windows)]
+        return [dg.RunRequest(run_key=f"{view.name}:all@{tick}", job_name=job_name)]
+    return [_request(view, stretch, tick, job_name) for stretch in adjacent(open_windows)]
 
 
-def _request(view: FeatureView, stretch: list[Window], tick: str) -> dg.RunRequest:
+def _request(view: FeatureView, stretch: list[Window], tick: str, job_name: str | None) -> dg.RunRequest:
     first, last = stretch[0], stretch[-1]
     run_key = f"{view.name}:{first.key}..{last.key}@{tick}"
     if first == last:
-        return dg.RunRequest(run_key=run_key, partition_key=key_of(view, first))
-    return dg.RunRequest(run_key=run_key, tags=range_tags(view, stretch))
+        return dg.RunRequest(run_key=run_key, partition_key=key_of(view, first), job_name=job_name)
+    return dg.RunRequest(run_key=run_key, tags=range_tags(view, stretch), job_name=job_name)
 
 
 def _span(run: dg.DagsterRun, view: FeatureView) -> tuple[datetime, datetime]:
@@ -103,13 +106,13 @@ def _computes(run: dg.DagsterRun, view: FeatureView) -> bool:
     return run.job_name == f"{view.name}_refresh"
 
 
-def _unreported(instance: dg.DagsterInstance, view: FeatureView, store: OfflineStore, now: datetime) -> list[Window]:
+def _due(instance: dg.DagsterInstance, view: FeatureView, store: OfflineStore, settings: Settings, now: datetime) -> list[Window]:
     """
-    Return the windows that are due: those without a file, and those whose file a run wrote and did not live to report.
+    Return the windows that are due, those whose file a run wrote and did not live to report among them.
 
-    The command line's files are not among them: they name no run.
+    The command line's files are not among those: they name no run.
     """
-    due = due_windows(view, store, now)
+    due = pending_windows(view, store, source_files(view, settings.root), now).due
     written = {key_of(view, one.window): one.window for one in store.partitions(view) if one.run_id}
     if not written:
         return due

@@ -13,8 +13,9 @@ import dagster as dg
 from feature_platform.model import ON_UPDATE
 from feature_platform.orchestration.assets import feature_assets, online_asset
 from feature_platform.orchestration.automation import job_of, online_sensor, schedule_of
+from feature_platform.orchestration.freshness import freshness_sensor
 from feature_platform.orchestration.resources import FeatureStoreResource, OnlineStoreResource, duckdb_resource
-from feature_platform.orchestration.source_changes import update_sensor
+from feature_platform.orchestration.source_changes import late_data_sensor, update_sensor
 from feature_platform.orchestration.translator import source_spec
 from feature_platform.registry import Registry
 from feature_platform.settings import Settings
@@ -46,7 +47,12 @@ def build_definitions(
         ],
         jobs=list(jobs.values()),
         schedules=[schedule_of(view, jobs[view.name], settings) for view in scheduled],
-        sensors=[*(update_sensor(view, jobs[view.name], settings) for view in following), online_sensor()],
+        sensors=[
+            *(update_sensor(view, jobs[view.name], settings) for view in following),
+            *([late_data_sensor(registry, scheduled, jobs, settings)] if scheduled else []),
+            online_sensor(),
+            freshness_sensor(views, settings),
+        ],
         resources={
             "duckdb": duckdb_resource(settings),
             "online_store": OnlineStoreResource.of(settings)(),

@@ -1,5 +1,5 @@
 """
-What a run tells Dagster: rows, nulls and times of each feature and partition, and whether the contract held.
+What a run tells Dagster: rows, nulls and times of each feature and partition, and what became of its checks.
 
 Knows Dagster's events. Knows nothing of how the numbers came about.
 """
@@ -16,13 +16,23 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetC
 from feature_platform.dtypes import from_micros
 from feature_platform.materialization import MaterializationReport
 from feature_platform.model import FeatureView
-from feature_platform.offline.compute import PartitionReport
-from feature_platform.orchestration.checks import CONTRACT, contract_metadata
+from feature_platform.offline.due import Pending
+from feature_platform.offline.gate import ExpectationFailure
+from feature_platform.offline.writer import PartitionReport
+from feature_platform.orchestration.checks import (
+    CONTRACT,
+    LATE_DATA,
+    VOLUME,
+    contract_metadata,
+    expectation_metadata,
+    late_data_metadata,
+    listed,
+)
 from feature_platform.orchestration.partitions import key_of
 from feature_platform.orchestration.translator import feature_key
 from feature_platform.windows import Window
 
-__all__ = ["Outcome", "feature_metadata", "online_metadata", "report_all", "report_selected"]
+__all__ = ["Outcome", "feature_metadata", "late_data_evaluations", "online_metadata", "report_failed", "report_selected"]
 
 _Metadata = dict[str, dg.MetadataValue]
 
@@ -33,58 +43,106 @@ class Outcome:
     What became of the windows of one run.
 
     Attributes:
-        reports: Of the windows that were written.
+        reports: Of the windows whose rows were computed, those that were rejected among them.
+        pending: What is to be computed of the view now.
         problems: What the written files break of the contract, by window.
-        refused: Why a window was not written.
+        refused: Why a window's rows were not even computed.
+        unusual: What is unusual about the written partitions, by feature.
     """
 
     reports: Sequence[PartitionReport]
+    pending: Pending
     problems: Mapping[Window, Sequence[str]] = field(default_factory=dict)
     refused: Mapping[Window, str] = field(default_factory=dict)
+    unusual: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def promoted(self) -> list[PartitionReport]:
+        """The reports of windows that are in the history as computed."""
+        return [report for report in self.reports if report.outcome != "rejected"]
+
+    @property
+    def rejected(self) -> list[PartitionReport]:
+        """The reports of windows whose rows broke an expectation."""
+        return [report for report in self.reports if report.outcome == "rejected"]
+
+    def failures(self, feature: str, expectation: str) -> dict[Window, ExpectationFailure]:
+        """Return where one expectation of a feature was broken."""
+        broken = ((report.window, failure) for report in self.rejected for failure in report.failures)
+        return {window: one for window, one in broken if (one.feature, one.expectation) == (feature, expectation)}
+
+
+@dataclass(frozen=True)
+class _Check:
+    """One check of one feature, judged."""
+
+    name: str
+    passed: bool
+    metadata: _Metadata
+    blocking: bool = True
+
+    @property
+    def severity(self) -> dg.AssetCheckSeverity:
+        return dg.AssetCheckSeverity.ERROR if self.blocking else dg.AssetCheckSeverity.WARN
+
+
+def _judge(view: FeatureView, feature: str, outcome: Outcome) -> list[_Check]:
+    windows = len(outcome.reports) + len(outcome.refused)
+    bad = {**{window: [text] for window, text in outcome.refused.items()}, **outcome.problems}
+    checks = [_Check(CONTRACT, not bad, contract_metadata(windows, bad))]
+    for expected in view.feature_by_name[feature].expect:
+        failures = outcome.failures(feature, expected.name)
+        checks.append(_Check(expected.name, not failures, expectation_metadata(windows, failures)))
+    unusual = outcome.unusual.get(feature, ())
+    shown: _Metadata = {"unusual": listed(unusual)} if unusual else {"windows": dg.MetadataValue.int(windows)}
+    checks.append(_Check(VOLUME, not unusual, shown, blocking=False))
+    is_settled = not outcome.pending.late and not outcome.pending.waiting
+    checks.append(_Check(LATE_DATA, is_settled, late_data_metadata(outcome.pending), blocking=False))
+    return checks
 
 
 def report_selected(context: dg.AssetExecutionContext, view: FeatureView, outcome: Outcome) -> Iterator[dg.MaterializeResult[None]]:
     """
-    Report a run in which every window was written.
+    Report a run in which every window was promoted.
 
     The features that were not asked for are in the files too: left out here, their freshness and lineage would lie, and the
     online asset would wait for them for ever.
     """
-    metadata, passed = contract_metadata(len(outcome.reports), outcome.problems), not outcome.problems
     for feature in view.feature_by_name:
         key = feature_key(view, feature)
         if key not in context.selected_asset_keys:
-            _log(context, view, feature, outcome, passed=passed)
+            _log(context, view, feature, outcome)
             continue
         whole: _Metadata = {}
-        for report in outcome.reports:
+        for report in outcome.promoted:
             if view.schedule is None:
                 whole = feature_metadata(view, report, feature)
             else:
                 # A result's own metadata would be copied onto every partition of the range.
                 shown = feature_metadata(view, report, feature)
                 context.add_asset_metadata(shown, asset_key=key, partition_key=key_of(view, report.window))
-        wanted = dg.AssetCheckKey(key, CONTRACT) in context.selected_asset_check_keys
-        check = dg.AssetCheckResult(passed=passed, check_name=CONTRACT, asset_key=key, metadata=metadata)
-        yield dg.MaterializeResult(key, metadata=whole, check_results=[check] if wanted else [])
+        results = [
+            dg.AssetCheckResult(passed=one.passed, check_name=one.name, asset_key=key, severity=one.severity, metadata=one.metadata)
+            for one in _judge(view, feature, outcome)
+            if dg.AssetCheckKey(key, one.name) in context.selected_asset_check_keys
+        ]
+        yield dg.MaterializeResult(key, metadata=whole, check_results=results)
 
 
-def report_all(context: dg.AssetExecutionContext, view: FeatureView, outcome: Outcome) -> None:
-    """
-    Report the windows that were written in a run that will fail for others.
-
-    The check speaks of the newest window: that is what would be pushed.
-    """
-    bad = {**{window: [text] for window, text in outcome.refused.items()}, **outcome.problems}
-    newest = max([report.window for report in outcome.reports] + list(outcome.refused))
+def report_failed(context: dg.AssetExecutionContext, view: FeatureView, outcome: Outcome) -> None:
+    """Report the windows that were promoted in a run that will fail for others."""
     for feature in view.feature_by_name:
-        _log(context, view, feature, Outcome(outcome.reports, bad), passed=newest not in bad)
+        _log(context, view, feature, outcome)
 
 
-def _log(context: dg.AssetExecutionContext, view: FeatureView, feature: str, outcome: Outcome, *, passed: bool) -> None:
-    """Record one feature's partitions and its check by hand, tied together: the online asset asks for the check of the newest write."""
+def _log(context: dg.AssetExecutionContext, view: FeatureView, feature: str, outcome: Outcome) -> None:
+    """
+    Record one feature's partitions and its checks by hand, tied together: the online asset asks for those of the newest write.
+
+    A check that failed for some windows only is followed by one that speaks of the newest: that is what would be pushed.
+    """
     key = feature_key(view, feature)
-    for report in outcome.reports:
+    for report in outcome.promoted:
         context.log_event(
             dg.AssetMaterialization(
                 key,
@@ -93,21 +151,41 @@ def _log(context: dg.AssetExecutionContext, view: FeatureView, feature: str, out
                 tags={"dagster/code_version": view.definition_hash},
             )
         )
-    records = context.instance.fetch_materializations(key, limit=1).records if outcome.reports else []
+    records = context.instance.fetch_materializations(key, limit=1).records if outcome.promoted else []
     target = [
         AssetCheckEvaluationTargetMaterializationData(storage_id=one.storage_id, run_id=one.run_id, timestamp=one.timestamp)
         for one in records
     ]
-    context.log_event(
+    bad = {*outcome.refused, *outcome.problems, *(report.window for report in outcome.rejected)}
+    newest = max({report.window for report in outcome.promoted} | bad)
+    for one in _judge(view, feature, outcome):
+        judged = [one] if one.passed or newest in bad or not one.blocking else [one, _Check(one.name, passed=True, metadata=one.metadata)]
+        for check in judged:
+            context.log_event(
+                dg.AssetCheckEvaluation(
+                    asset_key=key,
+                    check_name=check.name,
+                    passed=check.passed,
+                    blocking=check.blocking,
+                    severity=check.severity,
+                    metadata=check.metadata,
+                    target_materialization_data=target[0] if target and newest not in bad else None,
+                )
+            )
+
+
+def late_data_evaluations(view: FeatureView, pending: Pending) -> list[dg.AssetCheckEvaluation]:
+    """Return the marks of a view whose source files changed, or no longer differ: one for each feature."""
+    return [
         dg.AssetCheckEvaluation(
-            asset_key=key,
-            check_name=CONTRACT,
-            passed=passed,
-            blocking=True,
-            metadata=contract_metadata(len(outcome.reports), outcome.problems),
-            target_materialization_data=target[0] if target else None,
+            asset_key=feature_key(view, feature),
+            check_name=LATE_DATA,
+            passed=not pending.late and not pending.waiting,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata=late_data_metadata(pending),
         )
-    )
+        for feature in view.feature_by_name
+    ]
 
 
 def feature_metadata(view: FeatureView, report: PartitionReport, feature: str) -> _Metadata:
@@ -125,6 +203,7 @@ def feature_metadata(view: FeatureView, report: PartitionReport, feature: str) -
         "tombstones": dg.MetadataValue.int(partition.tombstones),
         "dropped_rows": dg.MetadataValue.int(partition.dropped),
         "kind": dg.MetadataValue.text(report.kind),
+        "outcome": dg.MetadataValue.text(report.outcome),
         "generation": dg.MetadataValue.int(partition.generation),
         "seconds": dg.MetadataValue.float(report.seconds),
         "path": dg.MetadataValue.path(report.path),
@@ -144,6 +223,8 @@ def online_metadata(report: MaterializationReport, now: datetime) -> _Metadata:
         "rows_written": dg.MetadataValue.int(report.rows_written),
         "rows_removed": dg.MetadataValue.int(report.rows_removed),
         "rows_skipped": dg.MetadataValue.int(report.rows_skipped),
+        "rows_unchanged": dg.MetadataValue.int(report.rows_unchanged),
+        "pushed": dg.MetadataValue.text("every key" if report.is_complete else "keys that may have changed"),
         "generation": dg.MetadataValue.int(report.generation),
         "seconds": dg.MetadataValue.float(report.seconds),
         **{name: dg.MetadataValue.timestamp(instant) for name, instant in times.items() if instant is not None},

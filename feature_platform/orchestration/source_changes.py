@@ -1,69 +1,34 @@
 """
-Sensors of views that follow their data: what to compute again when source files change.
+Sensors that watch the sources: what to compute when files change, and what to tell people of it.
 
-Knows files and the time range in their footers. Knows nothing of what a query makes of them.
+Knows Dagster's sensors. Which windows a changed file concerns is `offline.due`'s.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from feature_platform.dtypes import to_micros
-from feature_platform.model import FeatureView, ParquetSource
-from feature_platform.offline.compute import due_windows, requested_windows
+from feature_platform.model import FeatureView
+from feature_platform.offline.due import pending_windows
+from feature_platform.offline.inputs import SourceFile, files_of, source_files
 from feature_platform.offline.store import OfflineStore
 from feature_platform.orchestration.automation import run_requests
+from feature_platform.orchestration.reporting import late_data_evaluations
+from feature_platform.orchestration.translator import source_key
+from feature_platform.registry import Registry
 from feature_platform.settings import Settings
-from feature_platform.windows import WHOLE, Window
+from feature_platform.windows import Window
 
-__all__ = ["SourceFile", "changed_windows", "source_files", "update_sensor"]
+__all__ = ["late_data_sensor", "update_sensor"]
 
-_SECONDS = 30
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """
-    One file of a source.
-
-    Attributes:
-        identity: Path, size and times of change: another one means other content.
-        changed_at: When it was last written or moved here, UTC microseconds.
-        span: Least and greatest time of its rows; None where the footer does not say.
-        is_static: Whether its rows have no time at all.
-    """
-
-    identity: tuple[str, int, int, int]
-    changed_at: int
-    span: tuple[datetime, datetime] | None
-    is_static: bool
-
-    def touches(self, view: FeatureView, window: Window, now: datetime) -> bool:
-        """
-        Say whether a window reads some of its rows, as far as the footer says.
-
-        A static dimension counts for the open window only: it has no history, so the closed ones keep the values that they had.
-        """
-        if window == WHOLE:
-            return True
-        if self.is_static:
-            return window.end > now
-        if self.span is None:
-            return True
-        reads_from = window.start if view.lookback is None else window.start - view.lookback
-        return self.span[0] < window.end and self.span[1] >= reads_from
+_FOLLOW_SECONDS = 5
+_WATCH_SECONDS = 30
 
 
 def update_sensor(view: FeatureView, job: dg.UnresolvedAssetJobDefinition, settings: Settings) -> dg.SensorDefinition:
@@ -73,98 +38,89 @@ def update_sensor(view: FeatureView, job: dg.UnresolvedAssetJobDefinition, setti
     @dg.sensor(
         name=f"{view.name}_on_update",
         job=job,
-        minimum_interval_seconds=_SECONDS,
+        minimum_interval_seconds=_FOLLOW_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING if settings.run_schedules else dg.DefaultSensorStatus.STOPPED,
-        description=f"Computes the windows of {view.name} whose source files changed.",
+        description=f"Computes the windows of {view.name} whose source files changed, and pushes what changed in them.",
     )
     def look(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         now = datetime.now(UTC)
-        due, seen = changed_windows(view, store, source_files(view, settings.root), context.cursor, now)
-        # The hour: a stretch whose run failed is asked for again, but not with every look.
-        newest = max((seen_at for _, seen_at in seen.values()), default=0)
-        found = run_requests(context.instance, view, due, tick=f"{newest}/{now:%Y-%m-%dT%H}")
-        cursor = json.dumps(seen, separators=(",", ":"))
+        files = source_files(view, settings.root)
+        if not files:
+            return dg.SensorResult(skip_reason=f"{view.name}: its sources have no files yet.")
+        due = pending_windows(view, store, files, now).due
+        found = run_requests(context.instance, view, due, tick=_occasion(due, files, now))
         if isinstance(found, dg.SkipReason):
-            return dg.SensorResult(skip_reason=found, cursor=cursor)
-        return dg.SensorResult(run_requests=found, cursor=cursor)
+            return dg.SensorResult(skip_reason=found)
+        return dg.SensorResult(run_requests=found)
 
     return look
 
 
-def changed_windows(
-    view: FeatureView, store: OfflineStore, files: Iterable[SourceFile], cursor: str | None, now: datetime
-) -> tuple[list[Window], dict[str, tuple[str, int]]]:
+def late_data_sensor(
+    registry: Registry, views: Sequence[FeatureView], jobs: Mapping[str, dg.UnresolvedAssetJobDefinition], settings: Settings
+) -> dg.SensorDefinition:
     """
-    Return the windows to compute, and what was seen, for the next look.
+    Return the sensor that observes every source, and repairs the scheduled views whose source files changed after the fact.
 
-    A window is due if it has no file, or if that was computed before its source files were last seen to change. So a run that
-    fails leaves its windows due.
+    Windows within a view's `late_data_horizon` are asked for, as ranges; the others are marked, and wait.
 
     Args:
-        view: Follows its data.
-        store: Its history.
-        files: Of its sources.
-        cursor: What the look before saw, as JSON; None for the first.
-        now: The open window is the one that holds it.
+        registry: Declares the sources.
+        views: The scheduled ones.
+        jobs: Theirs, by name of the view.
+        settings: Where the project lives.
     """
-    before: dict[str, Any] = json.loads(cursor) if cursor else {}
-    known, seen = list(files), dict[str, tuple[str, int]]()
-    missing = set(due_windows(view, store, now))
-    due: list[Window] = []
-    for window in requested_windows(view, None, None, now):
-        own = [file for file in known if file.touches(view, window, now)]
-        fingerprint = hashlib.sha256(repr(sorted(file.identity for file in own)).encode()).hexdigest()[:16]
-        last = before.get(window.key)
-        if last is None:
-            changed_at = max((file.changed_at for file in own), default=0)
-        else:
-            # The clock, and not a file's time: a file that is gone has none.
-            changed_at = last[1] if last[0] == fingerprint else to_micros(now)
-        seen[window.key] = (fingerprint, changed_at)
-        partition = store.partition(view, window)
-        computed_at = None if partition is None else partition.computed_at
-        if (partition is None and window in missing) or (computed_at is not None and computed_at < changed_at):
-            due.append(window)
-    return due, seen
+    store = OfflineStore(settings.offline_root)
+
+    @dg.sensor(
+        name="late_data",
+        jobs=[jobs[view.name] for view in views],
+        minimum_interval_seconds=_WATCH_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING if settings.run_schedules else dg.DefaultSensorStatus.STOPPED,
+        description="Observes the sources. Where their files change under computed windows, runs those again, or marks them.",
+    )
+    def look(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        now = datetime.now(UTC)
+        before: dict[str, Any] = json.loads(context.cursor) if context.cursor else {}
+        files = {name: files_of(source, settings.root) for name, source in registry.sources.items()}
+        seen: dict[str, Any] = {"sources": {name: _digest(its) for name, its in files.items()}, "views": {}}
+        changed = {name for name, digest in seen["sources"].items() if digest != before.get("sources", {}).get(name)}
+        events: list[Any] = [_observation(registry, name, files[name]) for name in sorted(changed)]
+        requests: list[dg.RunRequest] = []
+        for view in views:
+            mark = before.get("views", {}).get(view.name)
+            # Windows that wait are looked at again with the next change of a file; those that run, until they have run.
+            if mark and not mark["late"] and changed.isdisjoint(source.name for source in view.sources):
+                seen["views"][view.name] = mark
+                continue
+            its = [file for source in view.sources for file in files[source.name]]
+            pending = pending_windows(view, store, its, now)
+            seen["views"][view.name] = {name: [one.key for one in getattr(pending, name)] for name in ("late", "waiting")}
+            if seen["views"][view.name] != (mark or {"late": [], "waiting": []}):
+                events += late_data_evaluations(view, pending)
+            occasion = _occasion(pending.late, its, now)
+            found = run_requests(context.instance, view, pending.late, tick=occasion, job_name=jobs[view.name].name)
+            requests += [] if isinstance(found, dg.SkipReason) else found
+        skip = None if requests or events else "No file changed under a computed window."
+        return dg.SensorResult(run_requests=requests, asset_events=events, cursor=json.dumps(seen), skip_reason=skip)
+
+    return look
 
 
-def source_files(view: FeatureView, root: Path) -> list[SourceFile]:
-    """Return the files of a view's sources that exist now."""
-    found: list[SourceFile] = []
-    for source in view.sources:
-        for path in sorted(glob.glob(str(root / source.path), recursive=True)):
-            try:
-                stat = Path(path).stat()
-                # A file that is moved here keeps its mtime; its ctime is the move's.
-                found.append(_file(source, path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
-            except (OSError, pa.ArrowInvalid):
-                continue  # gone, or being written: the next look sees it
-    return found
+def _observation(registry: Registry, name: str, files: Sequence[SourceFile]) -> dg.AssetObservation:
+    """Return what a source's files are now: how many, how large, how new."""
+    newest = max((file.newest for file in files if file.newest is not None), default=None)
+    metadata: dict[str, Any] = {"files": len(files), "bytes": sum(file.size for file in files)}
+    if newest is not None:
+        metadata["newest_timestamp"] = dg.MetadataValue.timestamp(newest)
+    return dg.AssetObservation(source_key(registry.sources[name]), metadata=metadata, tags={"dagster/data_version": _digest(files)})
 
 
-@lru_cache(maxsize=100_000)
-def _file(source: ParquetSource, path: str, size: int, mtime_ns: int, ctime_ns: int) -> SourceFile:
-    changed_at = -(-max(mtime_ns, ctime_ns) // 1000)
-    return SourceFile((path, size, mtime_ns, ctime_ns), changed_at, _span(source, path), source.timestamp is None)
+def _digest(files: Iterable[SourceFile]) -> str:
+    return f"{sum(file.fingerprint for file in files) % (1 << 64):016x}"
 
 
-def _span(source: ParquetSource, path: str) -> tuple[datetime, datetime] | None:
-    """Return the least and greatest time in a footer's statistics; None where a row group has none."""
-    if source.timestamp is None:
-        return None
-    metadata = pq.read_metadata(path)
-    names = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
-    if source.timestamp not in names or not metadata.num_row_groups:
-        return None
-    column = names.index(source.timestamp)
-    groups = [metadata.row_group(index).column(column).statistics for index in range(metadata.num_row_groups)]
-    if any(group is None or not group.has_min_max for group in groups):
-        return None
-    low, high = min(group.min for group in groups), max(group.max for group in groups)
-    if not isinstance(low, datetime) or not isinstance(high, datetime):
-        return None
-    return _utc(low), _utc(high)
-
-
-def _utc(instant: datetime) -> datetime:
-    return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
+def _occasion(due: Sequence[Window], files: Iterable[SourceFile], now: datetime) -> str:
+    """Name an occasion: files as they are and, since a stretch whose run failed is asked for again, the hour."""
+    windows = hashlib.sha256("".join(window.key for window in due).encode()).hexdigest()[:8]
+    return f"{_digest(files)}/{windows}/{now:%Y-%m-%dT%H}"

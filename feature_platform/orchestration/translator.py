@@ -100,15 +100,16 @@ def view_tags(view: FeatureView) -> dict[str, str]:
 
 def freshness_policy(view: FeatureView) -> dg.FreshnessPolicy | None:
     """Return the promise of a view: it fails at `freshness`, and warns at three quarters of it."""
-    if view.freshness is None:
+    warn = view.freshness_warning
+    if view.freshness is None or warn is None:
         return None
-    warn = view.freshness * 3 / 4
     # Dagster looks every half a minute and takes no window under one.
     return dg.FreshnessPolicy.time_window(fail_window=view.freshness, warn_window=warn if warn >= _LEAST_FRESHNESS else None)
 
 
 def _metadata(view: FeatureView, feature: Feature | Aggregate) -> dict[str, dg.MetadataValue | str]:
     spans = {"lookback": view.lookback, "delay": view.delay or None, "ttl": view.ttl, "freshness": view.freshness}
+    spans["late_data_horizon"] = view.late_data_horizon
     shown: dict[str, dg.MetadataValue | str] = {
         "dagster/column_schema": dg.MetadataValue.table_schema(_columns(view, feature)),
         "dagster/table_name": f"{view.name}.{feature.name}",
