@@ -16,6 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -27,6 +28,11 @@ from feature_platform.cli.processes import ChildError, Children, StopSignals, fr
 from feature_platform.cli.reference import help_text
 from feature_platform.dtypes import resolve
 from feature_platform.errors import EntityRowsError
+from feature_platform.materialization import materialize_view
+from feature_platform.offline.store import OfflineStore
+from feature_platform.online.opening import open_online_store
+from feature_platform.settings import Settings
+from features.streaming import activity
 
 FP = [sys.executable, "-m", "feature_platform.cli"]
 FEATURES = ["user_segment", "watch_count_30d", "last_genre"]
@@ -241,6 +247,36 @@ def test_get_answers_what_the_example_promises(project: Path) -> None:
     shown = fp(project, "get", "user_id=8a2f", "--service", "recommender").stdout
     assert "documentary" in shown
     assert "PRESENT" in shown
+
+
+def test_why_follows_a_value_to_its_file_and_runs(project: Path) -> None:
+    """The value, its partition file, what that file says, the runs with links to the UI, and the definition."""
+    settings = Settings(project="shop", root=project)
+    with open_online_store(settings) as online, duckdb.connect() as connection:
+        store, now = OfflineStore(settings.offline_root), datetime.now(UTC)
+        materialize_view(connection, activity, store=store, online=online, project="shop", now=now, run_id="0123456789")
+    elsewhere = "https://dagster.example.org/"
+    found = fp_json(project, "why", "user_id=8a2f", "watch_count_30d", "user_segment", FEATURE_PLATFORM_DAGSTER_URL=elsewhere)
+    count, segment = found["features"]
+    assert (found["entity"], count["value"], count["status"]) == ({"user_id": "8a2f"}, 47, "PRESENT")
+    assert count["reason"].startswith(("unchanged since", "computed by the window"))
+    assert (project / count["partition"]["path"]).is_file()
+    assert count["partition"]["run_url"] is None
+    assert count["push"]["run_url"] == "https://dagster.example.org/runs/0123456789"
+    assert count["definition"]["text"] == "count(*) of watches over [end - 30 d, end)"
+    assert all(one["in_file"]["agrees"] for one in (count, segment))
+    assert "group by user_id" in segment["definition"]["text"]
+    shown = fp(project, "why", "user_id=8a2f", "watch_count_30d", "user_segment").stdout
+    for words in (
+        "47 (PRESENT)",
+        "run 01234567 (http://127.0.0.1:3000/runs/0123456789)",
+        "the command line",
+        "as in the online store",
+        "from watches",
+    ):
+        assert words in shown
+    assert "several entities" in fp(project, "why", "user_id=8a2f", "user_id=b13c", "user_segment", code=2).stderr
+    assert "no feature" in fp(project, "why", "user_id=8a2f", code=2).stderr
 
 
 def test_get_judges_age_by_now(project: Path) -> None:
