@@ -164,7 +164,7 @@ def test_late_data_is_told_by_partition_and_by_row(made: Made) -> None:
     made.store.compute(start=T0, end=T0 + DAY, now=again)
     [found] = made.differences()
     assert (found.kind, found.where, found.window, found.since) == ("partition", "profile", "2026-03-28T0000Z", again)
-    assert found.what == "it was computed again: 2 rows then, 3 now"
+    assert found.what == "it was computed again; rows: 2 then, 3 now"
     rows = {one.where: one.rows for one in made.joined_again()}
     assert rows == {"n": 2, "n__status": 1, "longest": 2, "longest__status": 2}
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from offline_project import DAY, HOUR, MICROS, MINUTE, T0, instants, late_watches, store_of, user, watches, write
+from offline_project import DAY, HOUR, MICROS, MINUTE, T0, history_view, instants, late_watches, store_of, user, watches, write
 
-from feature_platform import ON_UPDATE, Aggregate, Feature, FeatureStatus, FeatureStore, FeatureView
+from feature_platform import ON_UPDATE, Aggregate, Entity, Feature, FeatureStatus, FeatureStore, FeatureView
 from feature_platform.cli.tracing import Trace, trace_value
 from feature_platform.materialization import materialize_view
 from feature_platform.offline.compute import compute_windows, requested_windows
@@ -269,3 +270,29 @@ def test_after_a_push_every_value_stands_in_a_file(tmp_path_factory: pytest.Temp
                 assert found.agrees, (found.reason, found.advice)
             else:
                 assert any(word in found.reason for word in ("no row", "tombstone", "any more", "after the last push")), found.reason
+
+
+@pytest.mark.parametrize(
+    ("keys", "values"),
+    [
+        ({}, {}),
+        ({"user_id": str, "title_id": int}, {"user_id": "a,b\\c'", "title_id": 2**60 + 1}),
+        ({"day": date, "at": datetime, "price": Decimal}, {"day": T0.date(), "at": T0 + MINUTE, "price": Decimal("1.50")}),
+        ({"blob": bytes, "flag": bool}, {"blob": b"\x00,\xff", "flag": True}),
+    ],
+    ids=["global", "composite", "times-and-numbers", "bytes-and-bools"],
+)
+def test_entities_of_every_kind_are_found(tmp_path: Path, keys: dict[str, Any], values: dict[str, Any]) -> None:
+    """Join keys of any dtype, several and none: the row is found in the one file of a view that is not partitioned."""
+    entity = Entity("thing", join_keys=keys)
+    arrow = {name: dtype.arrow for name, dtype in entity.keys.items()}
+    columns = {name: pa.array([value], arrow[name]) for name, value in values.items()}
+    write(tmp_path, {**columns, "event_timestamp": instants(HOUR), "value": [[1.5, None, float("nan")]]}, "values")
+    view = history_view(dtype=list[float], entity=entity)
+    store = store_of(tmp_path, view)
+    store.compute(now=T0 + DAY)
+    store.materialize(now=T0 + DAY)
+    [ref] = store.registry.resolve(["value"])
+    found = trace_value(store.registry, store.settings, store.online, ref, values, T0 + DAY)
+    assert (found.reason, found.agrees) == ("took effect at 2026-03-28 01:00", True)
+    assert found.path == tmp_path / "data/features/values/all.parquet"

@@ -165,9 +165,9 @@ def _changed(then: CardPartition | None, now: CardPartition | None, *, is_stored
         return "it was not there then" if now is not None else ""
     if now is None:
         return "it would not be read today" if is_stored else "it is not there any more"
-    rows = f"{then.rows} rows then, {now.rows} now" if then.rows != now.rows else f"{now.rows} rows as then"
+    rows = f"rows: {then.rows} then, {now.rows} now" if then.rows != now.rows else f"as many rows as then ({now.rows})"
     code = "" if then.code_version == now.code_version else f", of definition {then.code_version} then, {now.code_version} now"
-    return f"it was computed again: {rows}{code}"
+    return f"it was computed again; {rows}{code}"
 
 
 def differing_rows(dataset: Path, today: Path) -> list[Difference]:
