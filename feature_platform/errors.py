@@ -13,6 +13,7 @@ Every error the platform raises, as one tree.
     ├── WindowError (ValueError)              a range of time that cannot be computed
     ├── EntityRowsError (ValueError)          the rows asked about lack a key or have the wrong type
     ├── NameClashError (ValueError)           two result columns would have one name
+    ├── DatasetCardError (ValueError)         a training set has no card that can be read
     ├── OnlineStoreError (ConnectionError)    the online store did not answer
     └── NotMaterializedError (LookupError)    the online store holds nothing for a view
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ContractError",
+    "DatasetCardError",
     "DtypeError",
     "EntityRowsError",
     "ExpectationError",
@@ -147,6 +149,10 @@ class NameClashError(FeaturePlatformError, ValueError):
     def __init__(self, message: str, *, name: str) -> None:
         super().__init__(message, field="features")
         self.name = name
+
+
+class DatasetCardError(FeaturePlatformError, ValueError):
+    """A training set has no card, or one that cannot be read."""
 
 
 class OnlineStoreError(FeaturePlatformError, ConnectionError):

@@ -212,6 +212,7 @@ class FeatureStore:
         now: datetime | None = None,
         *,
         full_feature_names: bool = False,
+        metadata: bool = False,
     ) -> OnlineFeatures:
         """
         Read the newest values of some entities.
@@ -221,6 +222,7 @@ class FeatureStore:
             entity_rows: One dict of join keys per entity (or a dict of columns).
             now: When values are judged by their view's ttl.
             full_feature_names: Whether results are named `view__feature`.
+            metadata: Whether the answer's `views` say where each view's values come from: run, partition, code version, age.
 
         Raises:
             NotMaterializedError: The store holds nothing for a view.
@@ -235,6 +237,7 @@ class FeatureStore:
             entity_rows,
             now=now or datetime.now(UTC),
             full_feature_names=full_feature_names,
+            metadata=metadata,
         )
 
     def _materialize(

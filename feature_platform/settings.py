@@ -43,6 +43,7 @@ class Settings:
         memory_limit: DuckDB's, as in "1GB"; None leaves its default.
         threads: DuckDB's; None is one a core.
         run_schedules: Whether schedules start switched on; else they are switched on in the UI, or they would fire on every laptop.
+        dagster_url: Where people reach the Dagster UI; links to runs begin with it.
         api_host: Address that the API binds; anything but loopback needs a token.
         api_port: Port of the API.
         api_token: Bearer token that requests must carry; None on loopback.
@@ -59,6 +60,7 @@ class Settings:
     memory_limit: str | None = None
     threads: int | None = None
     run_schedules: bool = False
+    dagster_url: str = "http://127.0.0.1:3000"
     api_host: str = "127.0.0.1"
     api_port: int = 8000
     api_token: str | None = field(default=None, repr=False)

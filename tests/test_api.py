@@ -112,7 +112,8 @@ def put(store: OnlineStore, view: FeatureView, rows: Sequence[dict[str, Any]], *
     micros = to_micros(when)
     as_of = micros if view.is_window_view else None
     meta = ViewMeta(generation=1, materialized_at=micros, definition=codec.definition, as_of=as_of, rows=len(rows))
-    store.put_meta(codec.meta_key, replace(meta, schemas={codec.definition: codec.schema}).to_bytes())
+    known = replace(meta, schemas={codec.definition: codec.schema}, run_id="a-run", partition="2026-01-01T0000Z")
+    store.put_meta(codec.meta_key, known.to_bytes())
 
 
 def fill(store: OnlineStore) -> None:
@@ -223,6 +224,25 @@ def test_all_four_statuses_are_told_apart(api: httpx.Client) -> None:
     assert of_nobody["features"] == {"segment": "new", "score": None, "genre": "none"}
     assert set(of_nobody["statuses"].values()) == {"NOT_FOUND"}
     assert set(of_nobody["event_timestamps"].values()) == {None}
+
+
+def test_metadata_says_where_values_come_from(api: httpx.Client) -> None:
+    """Either form adds the push behind each view when asked, and only then: Feast's clients see what they know."""
+    asked = {"features": ["profile:segment", "genre"]}
+    now = NOW.isoformat().replace("+00:00", "Z")
+    one = ask(api, {**asked, "user_id": "u1", "metadata": True}).json()
+    several = ask(api, {**asked, "entities": {"user_id": ["u1"]}, "metadata": True}).json()
+    for views in (one["views"], several["metadata"]["views"]):
+        assert views.keys() == {"profile", "last_watch"}
+        assert 0 <= views["profile"].pop("age_seconds") < 3600
+        known = {"run_id": "a-run", "partition": "2026-01-01T0000Z", "materialized_at": now}
+        assert views["profile"] == {**known, "code_version": profile.definition_hash, "as_of": now}
+        assert views["last_watch"]["as_of"] is None
+    assert several["metadata"]["feature_names"] == ["user_id", "segment", "genre"]
+    routed = api.post("/services/recommender", json={"user_id": "u1", "metadata": True}).json()
+    assert routed["views"].keys() == one["views"].keys()
+    assert "views" not in ask(api, {**asked, "user_id": "u1"}).json()
+    assert ask(api, {**asked, "entities": {"user_id": ["u1"]}}).json()["metadata"].keys() == {"feature_names"}
 
 
 def test_columns_are_answered_as_feast_does(api: httpx.Client) -> None:

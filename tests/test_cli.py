@@ -16,6 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -27,6 +28,11 @@ from feature_platform.cli.processes import ChildError, Children, StopSignals, fr
 from feature_platform.cli.reference import help_text
 from feature_platform.dtypes import resolve
 from feature_platform.errors import EntityRowsError
+from feature_platform.materialization import materialize_view
+from feature_platform.offline.store import OfflineStore
+from feature_platform.online.opening import open_online_store
+from feature_platform.settings import Settings
+from features.streaming import activity
 
 FP = [sys.executable, "-m", "feature_platform.cli"]
 FEATURES = ["user_segment", "watch_count_30d", "last_genre"]
@@ -243,6 +249,36 @@ def test_get_answers_what_the_example_promises(project: Path) -> None:
     assert "PRESENT" in shown
 
 
+def test_why_follows_a_value_to_its_file_and_runs(project: Path) -> None:
+    """The value, its partition file, what that file says, the runs with links to the UI, and the definition."""
+    settings = Settings(project="shop", root=project)
+    with open_online_store(settings) as online, duckdb.connect() as connection:
+        store, now = OfflineStore(settings.offline_root), datetime.now(UTC)
+        materialize_view(connection, activity, store=store, online=online, project="shop", now=now, run_id="0123456789")
+    elsewhere = "https://dagster.example.org/"
+    found = fp_json(project, "why", "user_id=8a2f", "watch_count_30d", "user_segment", FEATURE_PLATFORM_DAGSTER_URL=elsewhere)
+    count, segment = found["features"]
+    assert (found["entity"], count["value"], count["status"]) == ({"user_id": "8a2f"}, 47, "PRESENT")
+    assert count["reason"].startswith(("unchanged since", "computed by the window"))
+    assert (project / count["partition"]["path"]).is_file()
+    assert count["partition"]["run_url"] is None
+    assert count["push"]["run_url"] == "https://dagster.example.org/runs/0123456789"
+    assert count["definition"]["text"] == "count(*) of watches over [end - 30 d, end)"
+    assert all(one["in_file"]["agrees"] for one in (count, segment))
+    assert "group by user_id" in segment["definition"]["text"]
+    shown = fp(project, "why", "user_id=8a2f", "watch_count_30d", "user_segment").stdout
+    for words in (
+        "47 (PRESENT)",
+        "run 01234567 (http://127.0.0.1:3000/runs/0123456789)",
+        "the command line",
+        "as in the online store",
+        "from watches",
+    ):
+        assert words in shown
+    assert "several entities" in fp(project, "why", "user_id=8a2f", "user_id=b13c", "user_segment", code=2).stderr
+    assert "no feature" in fp(project, "why", "user_id=8a2f", code=2).stderr
+
+
 def test_get_judges_age_by_now(project: Path) -> None:
     """`--now` far ahead puts the daily view past its ttl: the default, and the status that says so."""
     ahead = (datetime.now(UTC) + timedelta(days=30)).isoformat()
@@ -272,6 +308,62 @@ def test_history_writes_a_training_set(project: Path) -> None:
         {"user_id": "nobody", "label": 1, "watch_count_30d": 0, "last_genre": None},
     ]
     assert table["user_segment__status"].to_pylist() == ["PRESENT", "PRESENT", "NOT_FOUND"]
+
+
+def test_verify_says_whether_a_training_set_comes_out_the_same(project: Path) -> None:
+    """Written with a card it is the same, by the card and joined again; changed labels, and a changed file, exit with 1."""
+    end = datetime.fromisoformat(fp_json(project, "status")["views"][1]["history_until"])
+    times = pa.array([end - timedelta(hours=1)] * 2, pa.timestamp("us", tz="UTC"))
+    rows = pa.table({"user_id": ["8a2f", "nobody"], "event_timestamp": times, "label": [1, 0]})
+    pq.write_table(rows, project / "chosen.parquet")
+    fp(project, "history", "chosen.parquet", *FEATURES, "--statuses", "--card", "--out", "out/chosen.parquet")
+    assert "The same today: code, partitions and labels" in fp(project / "out", "verify", "chosen.parquet").stdout
+    found = fp_json(project, "verify", "out/chosen.parquet", "--recompute")
+    assert (found["is_same"], found["is_recomputed"], found["rows"], found["differences"]) == (True, True, 2, [])
+    pq.write_table(rows, project / "chosen.parquet", compression="gzip")  # the same rows in other bytes
+    assert [one["kind"] for one in fp_json(project, "verify", "out/chosen.parquet", code=1)["differences"]] == ["entity_df"]
+    settled = fp_json(project, "verify", "out/chosen.parquet", "--recompute")
+    assert (settled["is_same"], [one["kind"] for one in settled["without_effect"]]) == (True, ["entity_df"])
+    pq.write_table(rows.set_column(2, "label", pa.array([1, 1])), project / "chosen.parquet")
+    said = fp(project, "verify", "out/chosen.parquet", "--recompute", code=1).stdout
+    assert "Not the same today" in said
+    assert "1 of 2 rows differ" in said
+    (project / "chosen.parquet").unlink()  # then the dataset's own rows are asked about
+    [gone] = fp_json(project, "verify", "out/chosen.parquet", "--recompute")["without_effect"]
+    assert (gone["where"], gone["what"]) == ("../chosen.parquet", "it is not there any more")
+    with (project / "out" / "chosen.parquet").open("ab") as file:
+        file.write(b"x")
+    for arguments in ([], ["--recompute"]):
+        assert "SHA-256 differs" in fp(project, "verify", "out/chosen.parquet", *arguments, code=1).stdout
+    assert fp_json(project, "verify", "labels.parquet", code=1)["error"]["type"] == "DatasetCardError"
+
+
+def test_verify_tells_changed_code_and_changed_partitions(tmp_path: Path) -> None:
+    """Edited features and a window that late data changed are named; the rows of the window are counted."""
+    fp(tmp_path, "init", "shop")
+    folder, sources = tmp_path / "shop", tmp_path / "shop" / "data" / "sources" / "watches"
+    end = fp_json(folder, "sample", "--users", "200", "--events", "5000")["end"]
+    day = datetime.fromisoformat(end).replace(hour=0, minute=0) - timedelta(days=1)
+    fp(folder, "compute", "user_profile", "--start", day.isoformat())
+    times = pa.array([day + timedelta(days=1)], pa.timestamp("us", tz="UTC"))
+    pq.write_table(pa.table({"user_id": ["b13c"], "event_timestamp": times}), folder / "labels.parquet")
+    fp(folder, "history", "labels.parquet", "user_segment", "--card", "--out", "training.parquet")
+    assert fp_json(folder, "verify", "training.parquet")["is_same"]
+    newest = sorted(sources.glob("*.parquet"))[-2]
+    watched = pq.read_table(newest)
+    late = pa.table({name: [watched[name][0].as_py()] * 40 for name in watched.column_names}, schema=watched.schema)
+    late = late.set_column(late.column_names.index("user_id"), "user_id", pa.array(["b13c"] * 40, late.schema.field("user_id").type))
+    pq.write_table(pa.concat_tables([watched, late]), newest)
+    fp(folder, "compute", "user_profile", "--start", day.isoformat())
+    [changed] = fp_json(folder, "verify", "training.parquet", code=1)["differences"]
+    assert (changed["kind"], changed["where"], changed["window"]) == ("partition", "user_profile", f"{day:%Y-%m-%dT%H%MZ}")
+    assert changed["since"] is not None
+    counted = fp_json(folder, "verify", "training.parquet", "--recompute", code=1)["differences"]
+    assert ("column", "user_segment", 1) in [(one["kind"], one["where"], one["rows"]) for one in counted]
+    streaming = folder / "features" / "streaming.py"
+    streaming.write_text(streaming.read_text().replace(">= 30 then", ">= 31 then"))
+    kinds = {one["kind"] for one in fp_json(folder, "verify", "training.parquet", code=1)["differences"]}
+    assert kinds == {"code_version", "partition"}
 
 
 def test_status_tells_what_is_online(project: Path, bare: Path) -> None:

@@ -20,6 +20,8 @@ from offline_project import MICROS, MINUTE, NOW, T0, asked, history_view, store_
 from feature_platform import Feature, FeatureStore
 from feature_platform.errors import EntityRowsError, UnknownNameError
 from feature_platform.offline import historical
+from feature_platform.offline.card import read_card
+from feature_platform.offline.reproduction import differences
 
 ROWS = 5_000
 
@@ -113,6 +115,26 @@ def test_every_form_in_and_out_gives_one_answer(
     assert polars["label"].to_list() == entity_df["label"].to_pylist()
     assert answer.to_parquet(tmp_path / "out.parquet") == ROWS
     assert pq.read_table(tmp_path / "out.parquet").to_pylist() == table.to_pylist()
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_every_form_gets_a_card_that_holds(
+    store: FeatureStore, entity_df: pa.Table, expected: list[int | None], form: Callable[[pa.Table, Path], Any], tmp_path: Path
+) -> None:
+    """The card counts what was written, knows where the rows came from, and nothing differs from it; without it there is none."""
+    pq.write_table(entity_df, tmp_path / "one.parquet")
+    out = tmp_path / "out" / "set.parquet"
+    question = store.get_historical_features(form(entity_df, tmp_path / "many"), ["values:value"], statuses=True)
+    question.to_parquet(out)
+    assert [one.name for one in out.parent.iterdir()] == ["set.parquet"]
+    question.to_parquet(out, card=True)
+    assert sorted(one.name for one in out.parent.iterdir()) == ["set.parquet", "set.parquet.card.json"]
+    card = read_card(out)
+    [value] = card.features
+    assert (card.rows, value.nulls, sum((value.statuses or {}).values())) == (ROWS, expected.count(None), ROWS)
+    assert card.entity_df.columns == entity_df.column_names
+    assert (card.entity_df.path is None) == (not card.entity_df.files) == (card.entity_df.sha256 is not None)
+    assert differences(card, out, store.registry, store.offline) == []
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)

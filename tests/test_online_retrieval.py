@@ -16,7 +16,7 @@ from feature_platform.model import ON_UPDATE, Aggregate, Entity, Feature, Featur
 from feature_platform.online.codec import TOMBSTONE, ViewCodec
 from feature_platform.online.memory import MemoryOnlineStore
 from feature_platform.online.meta import ViewMeta
-from feature_platform.online.retrieval import FeatureValue, OnlineFeatures, plan_online_read, read_online
+from feature_platform.online.retrieval import FeatureValue, OnlineFeatures, ViewProvenance, plan_online_read, read_online
 from feature_platform.registry import Registry
 
 if TYPE_CHECKING:
@@ -238,6 +238,37 @@ def test_several_views_and_entities_are_one_trip(filled: MemoryOnlineStore) -> N
     assert [list(row) for row in answers.rows] == [list(answers.names)] * 3
     assert answers.rows[0] == answers.rows[2] != answers.rows[1]
     assert [row["total"].value for row in answers.rows] == [2**60 + 1] * 3
+
+
+def test_answers_say_where_their_values_come_from(filled: MemoryOnlineStore) -> None:
+    """Asked for metadata, an answer has the push behind each view, however many features and rows; unasked, it has none."""
+    push(filled, PROFILE, [], generation=2, run_id="run-7", partition="2026-02-28T0000Z")
+    answer = ask(filled, ["user_profile:segment", "score", "genre"], [{"user_id": "8a2f"}, {"user_id": "?"}], AS_OF + DAY, metadata=True)
+    assert answer.views == {
+        "user_profile": ViewProvenance("run-7", "2026-02-28T0000Z", PROFILE.definition_hash, AS_OF, AS_OF, DAY.total_seconds()),
+        "user_last": ViewProvenance(None, None, LAST.definition_hash, None, AS_OF, DAY.total_seconds()),
+    }
+    plain = ask(filled, ["user_profile:segment", "score", "genre"], [{"user_id": "8a2f"}, {"user_id": "?"}], AS_OF + DAY)
+    assert plain.views is None
+    assert plain.rows == answer.rows
+
+
+@pytest.mark.parametrize(
+    ("known", "age"),
+    [
+        ({"newest_source_timestamp": AS_OF - 3 * DAY}, 4 * DAY),
+        ({"newest_source_timestamp": None}, DAY),
+        ({"newest_source_timestamp": None, "as_of": None, "materialized_at": AS_OF - DAY}, 2 * DAY),
+    ],
+    ids=["newest-source-row", "as-of", "materialized"],
+)
+def test_the_age_of_a_view_is_its_datas(known: dict[str, datetime | None], age: timedelta) -> None:
+    """It counts from the newest source row; without one from the as-of, and without that from the materialization."""
+    meta = {"as_of": AS_OF, "materialized_at": AS_OF} | known
+    micros = {name: None if moment is None else to_micros(moment) for name, moment in meta.items()}
+    stored = ViewMeta(generation=1, definition="0" * 16, **micros)  # type: ignore[arg-type]
+    assert stored.age_seconds(AS_OF + DAY) == age.total_seconds()
+    assert stored.age_seconds((AS_OF + DAY).replace(tzinfo=None)) == age.total_seconds()
 
 
 def test_global_views_need_no_keys(filled: MemoryOnlineStore) -> None:

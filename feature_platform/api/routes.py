@@ -67,7 +67,7 @@ class Reader:
         """Answer a request from one read of the store."""
         shape = asked.shape
         plan = plan_online_read(self._registry, self._project, shape.features, asked.rows, full_feature_names=shape.full_feature_names)
-        answer = plan.answer(await self._get(plan.keys), _now())
+        answer = plan.answer(await self._get(plan.keys), _now(), metadata=asked.has_metadata)
         statuses = Counter((column.view, row[column.name].status) for row in answer.rows for column in shape.columns)
         for (view, status), count in statuses.items():
             self.metrics.observe_statuses(view, status, count)
@@ -152,7 +152,7 @@ def _add_operations(app: FastAPI, reader: Reader) -> None:
         is_up = False
         with contextlib.suppress(OnlineStoreError):
             metas, now = await reader.metas(), _now()
-            ages = {view: schemas.view_readiness(meta, now).age_seconds for view, meta in metas.items() if meta is not None}
+            ages = {view: meta.age_seconds(now) for view, meta in metas.items() if meta is not None}
             is_up = True
         gauges = {
             "online_store_up": ("Whether the online store answers.", {"": float(is_up)}),

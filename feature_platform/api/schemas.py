@@ -16,6 +16,7 @@ from feature_platform.api.problems import ProblemBody
 from feature_platform.dtypes import Dtype, from_micros, resolve
 from feature_platform.model import FeatureService, FeatureStatus, FeatureView
 from feature_platform.online.codec import ViewMeta
+from feature_platform.online.retrieval import ViewProvenance
 from feature_platform.registry import FeatureRef, Registry
 
 __all__ = [
@@ -104,7 +105,7 @@ class ViewReadiness(msgspec.Struct, frozen=True):
     Attributes:
         materialized_at: The moment whose truth was pushed last.
         as_of: Of a window view: the end of its newest window then.
-        age_seconds: Since the newest source row that was read, else since the as-of, else since it was materialized.
+        age_seconds: Age of the data: since the newest source row that was read, else the as-of, else the materialization.
         rows: How many the last push wrote.
     """
 
@@ -168,11 +169,10 @@ def service_info(registry: Registry, service: FeatureService) -> ServiceInfo:
 
 def view_readiness(meta: ViewMeta, now: datetime) -> ViewReadiness:
     """Describe a view's meta."""
-    newest = next(time for time in (meta.newest_source_timestamp, meta.as_of, meta.materialized_at) if time is not None)
     return ViewReadiness(
         materialized_at=_instant(meta.materialized_at),
         as_of=None if meta.as_of is None else _instant(meta.as_of),
-        age_seconds=round(now.timestamp() - newest / 1e6, 3),
+        age_seconds=meta.age_seconds(now),
         rows=meta.rows,
     )
 
@@ -194,14 +194,14 @@ def response_name(service: str) -> str:
 
 def components(registry: Registry) -> dict[str, JsonSchema]:
     """Return all schemas by name."""
-    structs = [ProblemBody, FeatureInfo, FeatureList, ViewInfo, ServiceInfo, ServiceList, Health, Readiness, ViewReadiness]
+    structs = [ProblemBody, FeatureInfo, FeatureList, ViewInfo, ServiceInfo, ServiceList, Health, Readiness, ViewReadiness, ViewProvenance]
     _, found = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
     found["FeatureStatus"] = {
         "type": "string",
         "enum": [status.value for status in FeatureStatus],
         "description": "What stands behind a value; the declared default replaces it in the last two.",
     }
-    found |= {"OnlineRequest": _ANY_REQUEST, "OnlineAnswer": _ANY_ANSWER, "OnlineColumns": _columns_of([])}
+    found |= {"OnlineRequest": _ANY_REQUEST, "OnlineAnswer": _ANY_ANSWER, "OnlineColumns": _columns_of([], _ANY_VIEWS)}
     for service in registry.services.values():
         refs = registry.resolve(service)
         found |= _service_schemas(service, refs, registry.join_keys(refs))
@@ -210,12 +210,13 @@ def components(registry: Registry) -> dict[str, JsonSchema]:
 
 def _service_schemas(service: FeatureService, refs: Sequence[FeatureRef], keys: Mapping[str, Dtype]) -> dict[str, JsonSchema]:
     name = service.name
-    metadata = {"type": "boolean", "default": False, "description": "Add event_timestamps."}
+    metadata = {"type": "boolean", "default": False, "description": "Add event_timestamps, and where each view's values come from."}
     key_values = {key: dtype.json_schema for key, dtype in keys.items()}
     key_lists = {key: {"type": "array", "items": schema} for key, schema in key_values.items()}
     features = {ref.column: _describe(ref) for ref in refs}
     statuses = {ref.column: reference("FeatureStatus") for ref in refs}
     times = {ref.column: _nullable({"type": "string", "format": "date-time"}) for ref in refs}
+    views = _closed({ref.view.name: reference("ViewProvenance") for ref in refs})
     row = _closed({**key_values, "metadata": metadata}, list(key_values), service.description)
     rows = _closed({"entities": _closed(key_lists), "metadata": metadata}, ["entities"], service.description)
     answer = {**key_values, "features": _closed(features), "statuses": _closed(statuses)}
@@ -229,13 +230,13 @@ def _service_schemas(service: FeatureService, refs: Sequence[FeatureRef], keys: 
         names["row"]: row,
         names["rows"]: rows,
         request_name(name): {"oneOf": [reference(names["row"]), reference(names["rows"])]},
-        names["answer"]: _closed({**answer, "event_timestamps": _closed(times)}, list(answer), service.description),
-        names["columns"]: _columns_of([*key_values.values(), *features.values()]),
+        names["answer"]: _closed({**answer, "event_timestamps": _closed(times), "views": views}, list(answer), service.description),
+        names["columns"]: _columns_of([*key_values.values(), *features.values()], views),
         response_name(name): {"oneOf": [reference(names["answer"]), reference(names["columns"])]},
     }
 
 
-def _columns_of(values: Sequence[JsonSchema]) -> JsonSchema:
+def _columns_of(values: Sequence[JsonSchema], views: JsonSchema) -> JsonSchema:
     """Return the columnar answer; typed by position where the columns are known."""
 
     def column(value: JsonSchema) -> JsonSchema:
@@ -247,7 +248,8 @@ def _columns_of(values: Sequence[JsonSchema]) -> JsonSchema:
         results = {"type": "array", "prefixItems": [column(value) for value in values], "items": False, "minItems": len(values)}
     names = {"type": "array", "items": {"type": "string"}}
     description = "One result for every name: the join keys first, then the features in the order asked. No timestamp is the epoch."
-    return _closed({"metadata": _closed({"feature_names": names}), "results": results}, description=description)
+    metadata = _closed({"feature_names": names, "views": views}, ["feature_names"])
+    return _closed({"metadata": metadata, "results": results}, description=description)
 
 
 def _closed(properties: JsonSchema, required: Sequence[str] | None = None, description: str = "") -> JsonSchema:
@@ -290,11 +292,16 @@ _ANY_REQUEST: JsonSchema = {
         "feature_service": {"type": "string", "description": "Instead of features."},
         "entities": {"type": "object", "additionalProperties": {"type": "array"}},
         "full_feature_names": {"type": "boolean", "default": False, "description": "Name results 'view__feature'."},
-        "metadata": {"type": "boolean", "default": False, "description": "Add event_timestamps; the columnar form always has them."},
+        "metadata": {
+            "type": "boolean",
+            "default": False,
+            "description": "Add event_timestamps (the columnar form always has them), and where each view's values come from.",
+        },
     },
     "oneOf": [{"required": ["features"]}, {"required": ["feature_service"]}],
     "additionalProperties": True,
 }
+_ANY_VIEWS: JsonSchema = {"type": "object", "additionalProperties": reference("ViewProvenance")}
 _ANY_ANSWER: JsonSchema = {
     "type": "object",
     "description": "The join keys as they were sent, and by feature its value and status.",
@@ -302,6 +309,7 @@ _ANY_ANSWER: JsonSchema = {
         "features": {"type": "object"},
         "statuses": {"type": "object", "additionalProperties": reference("FeatureStatus")},
         "event_timestamps": {"type": "object", "additionalProperties": _nullable({"type": "string", "format": "date-time"})},
+        "views": _ANY_VIEWS,
     },
     "required": ["features", "statuses"],
     "additionalProperties": True,

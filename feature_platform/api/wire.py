@@ -83,7 +83,7 @@ class OnlineRequest:
         entities: The join keys' values as they were sent, by column.
         rows: The same as Python values, by row.
         is_columnar: Which of the two forms to answer in.
-        has_metadata: Whether the one-entity form adds event timestamps.
+        has_metadata: Whether the answer says where each view's values come from; the one-entity form adds event timestamps too.
     """
 
     shape: Shape
@@ -211,6 +211,7 @@ def encode_answer(request: OnlineRequest, answer: OnlineFeatures) -> JsonObject:
             body["event_timestamps"] = {
                 one.name: None if (time := row[one.name].event_timestamp) is None else _instant(time) for one in columns
             }
+            body["views"] = answer.views
         return body
     results: list[JsonObject] = [
         {"values": values, "statuses": ["PRESENT"] * len(values), "event_timestamps": [EPOCH] * len(values)}
@@ -225,7 +226,10 @@ def encode_answer(request: OnlineRequest, answer: OnlineFeatures) -> JsonObject:
                 "event_timestamps": [EPOCH if cell.event_timestamp is None else _instant(cell.event_timestamp) for cell in cells],
             }
         )
-    return {"metadata": {"feature_names": [*request.entities, *(one.name for one in columns)]}, "results": results}
+    metadata: JsonObject = {"feature_names": [*request.entities, *(one.name for one in columns)]}
+    if request.has_metadata:
+        metadata["views"] = answer.views
+    return {"metadata": metadata, "results": results}
 
 
 def _json(column: Column, value: object) -> object:

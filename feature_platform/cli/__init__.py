@@ -17,6 +17,8 @@ from feature_platform.cli.history import compute, history, sample
 from feature_platform.cli.online import get, materialize, rebuild_online, status
 from feature_platform.cli.project import init
 from feature_platform.cli.servers import down, serve, up
+from feature_platform.cli.verify import verify
+from feature_platform.cli.why import why
 
 __all__ = ["cli", "main"]
 
@@ -57,7 +59,9 @@ for command in (
     compute,
     materialize,
     get,
+    why,
     history,
+    verify,
     serve,
     rebuild_online,
     status,

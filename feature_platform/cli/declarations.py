@@ -24,7 +24,7 @@ from feature_platform.model import Aggregate, Feature, FeatureService, FeatureVi
 if TYPE_CHECKING:
     from feature_platform.registry import FeatureRef, Registry
 
-__all__ = ["check", "describe", "list_features", "show_features", "view_document"]
+__all__ = ["check", "definition_text", "describe", "list_features", "show_features", "view_document"]
 
 
 @click.command("list", epilog=examples("fp list"))
@@ -105,7 +105,7 @@ def _describe_view(project: Project, view: FeatureView) -> None:
     output.table(["feature", "dtype", "value", "default", "description"], rows)
     if isinstance(view.query, str):
         output.line()
-        output.show(Syntax(textwrap.dedent(view.query).strip(), "sql", background_color="default", word_wrap=True))
+        output.show(Syntax(definition_text(view, view.features[0]), "sql", background_color="default", word_wrap=True))
     output.document({"type": "view", **view_document(view), "query": view.query if isinstance(view.query, str) else None})
 
 
@@ -247,6 +247,19 @@ def _meaning(feature: Feature | Aggregate) -> str:
     of = f" of {feature.column}" if feature.column else ""
     where = f" where {feature.where}" if feature.where else ""
     return f"{feature.function}{of} over {span(feature.window)}{where}"
+
+
+def definition_text(view: FeatureView, feature: Feature | Aggregate) -> str:
+    """Return how a feature is computed: the SQL of its view as it was written, or words where there is none."""
+    if isinstance(view.query, str):
+        return textwrap.dedent(view.query).strip()
+    if isinstance(feature, Aggregate):
+        what = f"{feature.function}({feature.column or '*'}{'' if feature.n is None else f', {feature.n}'})"
+        where = f" where {feature.where}" if feature.where else ""
+        return f"{what} of {view.sources[0].name} over [end - {span(feature.window)}, end){where}"
+    if view.query is None:
+        return f"column {feature.name} of {view.sources[0].name}"
+    return f"Python function {view.query.__module__}.{getattr(view.query, '__qualname__', type(view.query).__qualname__)}"
 
 
 def _default(feature: Feature | Aggregate) -> object:

@@ -119,7 +119,7 @@ def _partition(report: PartitionReport, root: Path) -> dict[str, object]:
 @click.command(
     epilog=examples(
         "fp history labels.parquet user_segment watch_count_30d --out training.parquet",
-        "fp history labels.parquet --service recommender --statuses --out training.parquet",
+        "fp history labels.parquet --service recommender --statuses --card --out training.parquet",
     )
 )
 @click.argument("entity_df", metavar="ENTITY_DF.parquet", type=click.Path(path_type=Path))
@@ -135,6 +135,7 @@ def _partition(report: PartitionReport, root: Path) -> dict[str, object]:
 )
 @click.option("--statuses", is_flag=True, help="Add a column <feature>__status after each feature.")
 @click.option("--full-feature-names", is_flag=True, help="Name the columns <view>__<feature>.")
+@click.option("--card", is_flag=True, help="Write <out>.card.json too: what the rows were made of, for `fp verify`.")
 @json_option
 @pass_project
 def history(
@@ -147,6 +148,7 @@ def history(
     as_of: str,
     statuses: bool,
     full_feature_names: bool,
+    card: bool,
 ) -> None:
     """
     Join features to rows: a training set.
@@ -167,7 +169,7 @@ def history(
             full_feature_names=full_feature_names,
             statuses=statuses,
         )
-        rows = joined.to_parquet(out)
+        rows = joined.to_parquet(out, card=card)
     names = [ref.column for ref in project.registry.resolve(asked, full_feature_names=full_feature_names)]
     project.output.line(f"{count(rows)} rows with {', '.join(names)}: {out}")
     project.output.document({"rows": rows, "features": names, "path": str(out)})

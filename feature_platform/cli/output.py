@@ -29,7 +29,10 @@ __all__ = ["EXIT_CODES", "Output", "ago", "count", "instant", "iso", "shown_path
 
 EXIT_CODES: Final = {
     0: "done",
-    1: "refused: a declaration, a setting, a name, a range of time or the data is wrong; the message says what to write instead",
+    1: (
+        "refused: a declaration, a setting, a name, a range of time or the data is wrong; the message says what to write instead. "
+        "Of `fp verify`: not the same today"
+    ),
     2: "the command line itself is not understood",
     3: "the online store did not answer",
     130: "stopped by Ctrl-C",

@@ -22,15 +22,18 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from feature_platform.errors import EntityRowsError
-from feature_platform.offline.point_in_time import STATUS_SUFFIX, Question, drop_spine, join_features, load_spine, output_names
+from feature_platform.offline.card import CardFile, Tally, card_views, content_sha256, file_sha256, write_card
+from feature_platform.offline.point_in_time import STATUS_SUFFIX, TIME, Question, drop_spine, join_features, load_spine, output_names
+from feature_platform.offline.query import first_row
 
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
 
+    from feature_platform.offline.card import Bounds, CardView
     from feature_platform.offline.store import OfflineStore
 
-__all__ = ["EntityRows", "HistoricalFeatures"]
+__all__ = ["EntityRows", "HistoricalFeatures", "parquet_files"]
 
 EntityRows: TypeAlias = "pd.DataFrame | pl.DataFrame | pa.Table | duckdb.DuckDBPyRelation | str | os.PathLike[str]"
 Connect: TypeAlias = Callable[[], contextlib.AbstractContextManager[duckdb.DuckDBPyConnection]]
@@ -88,9 +91,14 @@ class HistoricalFeatures:
         frame = rows.given if isinstance(rows.given, pl.DataFrame) else pl.DataFrame(rows.to_arrow())
         return frame.hstack(pl.DataFrame(self._features(rows)))
 
-    def to_parquet(self, path: str | os.PathLike[str]) -> int:
+    def to_parquet(self, path: str | os.PathLike[str], *, card: bool = False) -> int:
         """
         Write the rows to one Parquet file, streamed; a file that is there is replaced when the new one is whole.
+
+        Args:
+            path: The file.
+            card: Whether to write `<path>.card.json` too: the features, code versions, partition versions, counts and SHA-256
+                sums from which `fp verify` tells whether the rows would come out the same today.
 
         Returns:
             The number of rows.
@@ -99,8 +107,12 @@ class HistoricalFeatures:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
         rows = 0
+        tally, read = Tally(), _Read()
         try:
-            with self._rows.spooled(target.parent) as held, self._reader(held) as reader, held.batches() as batches:
+            with self._rows.spooled(target.parent) as held, contextlib.ExitStack() as stack:
+                given = self._given(held, target.parent) if card else None
+                reader = stack.enter_context(self._reader(held, read if card else None))
+                batches = stack.enter_context(held.batches())
                 slices = _Slices(batches)
                 schema = pa.schema([*batches.schema, *reader.schema])
                 with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
@@ -109,22 +121,48 @@ class HistoricalFeatures:
                         whole = pa.Table.from_arrays([*taken.columns, *pa.Table.from_batches([features]).columns], schema=schema)
                         writer.write_table(whole)
                         rows += features.num_rows
+                        if card:
+                            tally.add(features)
+            sha256 = file_sha256(temporary) if card else ""
             temporary.replace(target)
+            if given is not None:
+                write_card(
+                    target,
+                    question=self._question,
+                    rows=rows,
+                    sha256=sha256,
+                    bounds=read.bounds,
+                    given=given,
+                    columns=batches.schema.names,
+                    views=read.views,
+                    tally=tally,
+                )
         finally:
             temporary.unlink(missing_ok=True)
         return rows
+
+    def _given(self, held: _Rows, folder: Path) -> tuple[str | None, list[CardFile], str | None]:
+        """Say what the entity rows are, for a card in a folder: where they come from and what they hold."""
+        if self._rows.path is not None:
+            files = [CardFile(os.path.relpath(one, folder), file_sha256(one)) for one in self._rows.given]
+            return os.path.relpath(self._rows.path, folder), files, None
+        with held.batches() as batches:
+            return None, [], content_sha256(batches)
 
     def _features(self, rows: _Rows) -> pa.Table:
         with self._reader(rows) as reader:
             return reader.read_all()
 
     @contextlib.contextmanager
-    def _reader(self, rows: _Rows) -> Iterator[pa.RecordBatchReader]:
-        """Stream the feature columns in the order of the rows, in their declared dtypes."""
+    def _reader(self, rows: _Rows, read: _Read | None = None) -> Iterator[pa.RecordBatchReader]:
+        """Stream the feature columns in the order of the rows, in their declared dtypes; `read` is told what they are read from."""
         schema = pa.schema([pa.field(name, self._type(index)) for index, name in enumerate(self._names)])
         with self._connect() as connection:
             spine = load_spine(connection, rows.relation(connection), self._question.join_keys, given=rows.kind)
             try:
+                if read is not None:
+                    read.bounds = first_row(connection, f"select epoch_us(min({TIME})), epoch_us(max({TIME})) from {spine}")[:2]
+                    read.views = card_views(self._store, self._question, read.bounds)
                 sql = join_features(connection, self._store, self._question, spine)
                 batches = connection.sql(sql).to_arrow_reader(_BATCH_ROWS)
                 yield pa.RecordBatchReader.from_batches(schema, (_cast(batch, schema) for batch in batches))
@@ -162,6 +200,14 @@ def _to_pandas(table: pa.Table) -> pd.DataFrame:
     return frame
 
 
+class _Read:
+    """What a join reads: the times asked about, and the partitions of each view as they were before it."""
+
+    def __init__(self) -> None:
+        self.bounds: Bounds = (None, None)
+        self.views: dict[str, CardView] = {}
+
+
 class _Slices:
     """Cuts a stream of batches into pieces of any length."""
 
@@ -184,12 +230,13 @@ class _Rows:
     given: Any
     kind: str
     needed: tuple[str, ...]
+    path: str | None = None
 
     @classmethod
     def of(cls, given: EntityRows, keys: list[str]) -> _Rows:
         needed = (*dict.fromkeys([*keys, "event_timestamp"]),)
         if isinstance(given, (str, os.PathLike)):
-            return cls(_files(os.fspath(given)), f"Parquet {os.fspath(given)!r}", needed)
+            return cls(parquet_files(os.fspath(given)), f"Parquet {os.fspath(given)!r}", needed, os.fspath(given))
         if isinstance(given, pa.RecordBatchReader):
             given = given.read_all()  # a stream is read once; a table as often as it is asked for
         if isinstance(given, pa.RecordBatch):
@@ -297,8 +344,13 @@ class _Rows:
             raise EntityRowsError(message, field="entity_df") from exc
 
 
-def _files(path: str) -> list[str]:
-    """Return the Parquet files of a path, a folder or a pattern, in the order of their names."""
+def parquet_files(path: str) -> list[str]:
+    """
+    Return the Parquet files of a path, a folder or a pattern, in the order of their names.
+
+    Raises:
+        EntityRowsError: There is none.
+    """
     pattern = str(Path(glob.escape(path)) / "*.parquet") if Path(path).is_dir() else path
     found = sorted(glob.glob(pattern, recursive=True)) or [path]
     if not all(Path(one).is_file() for one in found):

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
+from feature_platform.dtypes import to_micros
 from feature_platform.errors import OnlineStoreError
 from feature_platform.online.layout import pack_head
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import datetime
 
 __all__ = ["Schemas", "ViewMeta"]
 
@@ -63,6 +65,11 @@ class ViewMeta:
     schemas: Schemas = field(default_factory=dict)
     run_id: str | None = None
     partition: str | None = None
+
+    def age_seconds(self, now: datetime) -> float:
+        """Return the age of the data: since the newest source row that was read, else the as-of, else the materialization."""
+        newest = next(one for one in (self.newest_source_timestamp, self.as_of, self.materialized_at) if one is not None)
+        return round((to_micros(now) - newest) / 1e6, 3)
 
     def to_bytes(self) -> bytes:
         """Return the value to store: the head of a row, so that the same script guards it, and the rest by name."""

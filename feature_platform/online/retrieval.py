@@ -38,6 +38,7 @@ __all__ = [
     "FeatureValue",
     "OnlineFeatures",
     "OnlineRead",
+    "ViewProvenance",
     "plan_online_read",
     "read_online",
 ]
@@ -61,6 +62,39 @@ class FeatureValue(msgspec.Struct, frozen=True, gc=False):
 Row: TypeAlias = "dict[str, FeatureValue]"
 
 
+class ViewProvenance(msgspec.Struct, frozen=True):
+    """
+    Where the values of one view come from: the last push of its history.
+
+    Attributes:
+        run_id: The Dagster run that pushed; None where the command line did.
+        partition: The newest partition that was pushed.
+        code_version: Hash of the view's definition when it was pushed.
+        as_of: Of a window view: the end of its newest window then.
+        materialized_at: The moment whose truth was pushed.
+        age_seconds: Age of the data: since the newest source row that was read, else the as-of, else the materialization.
+    """
+
+    run_id: str | None
+    partition: str | None
+    code_version: str
+    as_of: datetime | None
+    materialized_at: datetime
+    age_seconds: float
+
+    @classmethod
+    def of(cls, meta: ViewMeta, now: datetime) -> ViewProvenance:
+        """Return what a view's meta says at a moment."""
+        return cls(
+            run_id=meta.run_id,
+            partition=meta.partition,
+            code_version=meta.definition,
+            as_of=None if meta.as_of is None else from_micros(meta.as_of),
+            materialized_at=from_micros(meta.materialized_at),
+            age_seconds=meta.age_seconds(now),
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class OnlineFeatures:
     """
@@ -71,12 +105,14 @@ class OnlineFeatures:
         entity_rows: The join keys asked about.
         rows: By result column.
         dtypes: Of join keys and result columns.
+        views: By view, where its values come from; None unless it was asked for.
     """
 
     names: tuple[str, ...]
     entity_rows: list[dict[str, Any]]
     rows: list[Row]
     dtypes: dict[str, Dtype] = field(repr=False)
+    views: dict[str, ViewProvenance] | None = None
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return columns: join keys first, then the features."""
@@ -119,13 +155,14 @@ class OnlineRead:
     _views: list[_ViewRead]
     _dtypes: dict[str, Dtype]
 
-    def answer(self, values: Sequence[bytes | None], now: datetime) -> OnlineFeatures:
+    def answer(self, values: Sequence[bytes | None], now: datetime, *, metadata: bool = False) -> OnlineFeatures:
         """
         Return the answers that stand in the values of `keys`.
 
         Args:
             values: One per key, in order.
             now: When the values are used: ttl is judged at it (naive means UTC).
+            metadata: Whether the answer says where each view's values come from.
 
         Raises:
             NotMaterializedError: A view has no meta.
@@ -133,11 +170,15 @@ class OnlineRead:
         """
         rows: list[Row] = [dict.fromkeys(self._names, _NOTHING) for _ in self._entity_rows]
         now_micros = to_micros(now)
+        views: dict[str, ViewProvenance] | None = {} if metadata else None
         for view, value in zip(self._views, values, strict=False):  # the metas come first
             if value is None:
                 raise NotMaterializedError(view.codec.view.name)
-            _fill(rows, view, _read_meta(value), values, now_micros)
-        return OnlineFeatures(self._names, self._entity_rows, rows, self._dtypes)
+            meta = _read_meta(value)
+            _fill(rows, view, meta, values, now_micros)
+            if views is not None:
+                views[view.codec.view.name] = ViewProvenance.of(meta, now)
+        return OnlineFeatures(self._names, self._entity_rows, rows, self._dtypes, views)
 
 
 _NOTHING: Final = FeatureValue(None, FeatureStatus.NOT_FOUND)
@@ -195,6 +236,7 @@ def read_online(
     *,
     now: datetime | None = None,
     full_feature_names: bool = False,
+    metadata: bool = False,
 ) -> OnlineFeatures:
     """
     Ask the store and return the answers; one trip, however many views and entities.
@@ -207,6 +249,7 @@ def read_online(
         entity_rows: See `plan_online_read`.
         now: When the values are used; None is this moment.
         full_feature_names: See `plan_online_read`.
+        metadata: See `OnlineRead.answer`.
 
     Raises:
         OnlineStoreError: The store does not answer.
@@ -214,7 +257,7 @@ def read_online(
         FeaturePlatformError: What `plan_online_read` raises.
     """
     read = plan_online_read(registry, project, features, entity_rows, full_feature_names=full_feature_names)
-    return read.answer(store.get_many(read.keys), now or datetime.now(UTC))
+    return read.answer(store.get_many(read.keys), now or datetime.now(UTC), metadata=metadata)
 
 
 @lru_cache(maxsize=1024)
