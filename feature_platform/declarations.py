@@ -26,7 +26,9 @@ _AGGREGATE_FUNCTIONS = ("count", "sum", "mean", "min", "max", "count_distinct", 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
 _TIME_COLUMNS = frozenset({"event_timestamp", "created_timestamp"})
 # Fields of the HTTP request and answer, beside which join keys stand.
-_REQUEST_FIELDS = frozenset({"features", "feature_service", "entities", "metadata", "full_feature_names", "statuses", "event_timestamps"})
+_REQUEST_FIELDS = frozenset(
+    {"features", "feature_service", "entities", "metadata", "full_feature_names", "statuses", "event_timestamps", "views"}
+)
 _OWNER = re.compile(r"team:[A-Za-z0-9_-]+|[^@\s]+@[^@\s]+\.[^@\s]+")
 _ZERO = timedelta(0)
 # More overflows the arithmetic of DuckDB and Python alike; "for ever" is None.

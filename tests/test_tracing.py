@@ -18,7 +18,8 @@ from offline_project import DAY, HOUR, MICROS, MINUTE, T0, history_view, instant
 from feature_platform import ON_UPDATE, Aggregate, Entity, Feature, FeatureStatus, FeatureStore, FeatureView
 from feature_platform.cli.tracing import Trace, trace_value
 from feature_platform.materialization import materialize_view
-from feature_platform.offline.compute import compute_windows, requested_windows
+from feature_platform.offline.compute import compute_windows
+from feature_platform.offline.due import requested_windows
 from feature_platform.online.codec import ViewCodec
 
 COUNT = FeatureView(

@@ -91,7 +91,7 @@ def add_routes(app: FastAPI, registry: Registry, reader: Reader) -> None:
     """Add every route."""
     _add_reads(app, registry, reader)
     _add_descriptions(app, registry)
-    _add_operations(app, reader)
+    _add_operations(app, registry, reader)
 
 
 def _add_reads(app: FastAPI, registry: Registry, reader: Reader) -> None:
@@ -131,7 +131,7 @@ def _add_descriptions(app: FastAPI, registry: Registry) -> None:
     _get(app, "/services", list_services, "ServiceList")
 
 
-def _add_operations(app: FastAPI, reader: Reader) -> None:
+def _add_operations(app: FastAPI, registry: Registry, reader: Reader) -> None:
     async def health(_: Request) -> Response:
         """Say that the process answers."""
         return _json(schemas.Health())
@@ -143,12 +143,12 @@ def _add_operations(app: FastAPI, reader: Reader) -> None:
         if missing:
             detail = f"not in the online store: {', '.join(missing)}.\nRun 'fp materialize', or 'fp rebuild-online'."
             raise Problem(503, detail, kind="not-materialized", missing=missing, headers={"Retry-After": "1"})
-        views = {view: schemas.view_readiness(meta, now) for view, meta in metas.items() if meta is not None}
-        return _json(schemas.Readiness("ready", views))
+        return _json(schemas.readiness(registry, {view: meta for view, meta in metas.items() if meta is not None}, now))
 
     async def show_metrics(_: Request) -> Response:
         """Return counters and ages for Prometheus."""
         ages: dict[str, float] = {}
+        promises = {view.name: view.freshness.total_seconds() for view in registry.views.values() if view.freshness is not None}
         is_up = False
         with contextlib.suppress(OnlineStoreError):
             metas, now = await reader.metas(), _now()
@@ -157,6 +157,7 @@ def _add_operations(app: FastAPI, reader: Reader) -> None:
         gauges = {
             "online_store_up": ("Whether the online store answers.", {"": float(is_up)}),
             "view_age_seconds": ("Age of the data of a view in the online store.", ages),
+            "view_freshness_seconds": ("The age that a view promises not to pass.", promises),
         }
         return Response(reader.metrics.render(gauges), media_type=METRICS_MEDIA_TYPE)
 

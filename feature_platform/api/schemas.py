@@ -7,14 +7,14 @@ Knows the registry and JSON Schema. Knows no route.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
 import msgspec
 
 from feature_platform.api.problems import ProblemBody
 from feature_platform.dtypes import Dtype, from_micros, resolve
-from feature_platform.model import FeatureService, FeatureStatus, FeatureView
+from feature_platform.model import FeatureService, FeatureStatus, FeatureView, Freshness
 from feature_platform.online.codec import ViewMeta
 from feature_platform.online.retrieval import ViewProvenance
 from feature_platform.registry import FeatureRef, Registry
@@ -31,12 +31,12 @@ __all__ = [
     "ViewReadiness",
     "components",
     "features_of",
+    "readiness",
     "reference",
     "request_name",
     "response_name",
     "service_info",
     "view_info",
-    "view_readiness",
 ]
 
 JsonSchema: TypeAlias = "dict[str, Any]"
@@ -106,17 +106,25 @@ class ViewReadiness(msgspec.Struct, frozen=True):
         materialized_at: The moment whose truth was pushed last.
         as_of: Of a window view: the end of its newest window then.
         age_seconds: Age of the data: since the newest source row that was read, else the as-of, else the materialization.
-        rows: How many the last push wrote.
+        freshness: How that stands to what the view promises: pass, warn or fail; null where it promises nothing.
+        rows: How many the last push wrote that wrote any.
     """
 
     materialized_at: str
     as_of: str | None
     age_seconds: float
+    freshness: str | None
     rows: int
 
 
 class Readiness(msgspec.Struct, frozen=True):
-    """Every view is in the online store."""
+    """
+    Every view is in the online store.
+
+    Attributes:
+        status: ready; or stale, where the data of some view is older than it promises: values are served all the same.
+        views: By name.
+    """
 
     status: str
     views: dict[str, ViewReadiness]
@@ -167,12 +175,20 @@ def service_info(registry: Registry, service: FeatureService) -> ServiceInfo:
     )
 
 
-def view_readiness(meta: ViewMeta, now: datetime) -> ViewReadiness:
-    """Describe a view's meta."""
+def readiness(registry: Registry, metas: Mapping[str, ViewMeta], now: datetime) -> Readiness:
+    """Describe the metas of all views."""
+    views = {name: _view_readiness(registry.views[name], meta, now) for name, meta in metas.items()}
+    is_stale = any(view.freshness == Freshness.FAIL for view in views.values())
+    return Readiness("stale" if is_stale else "ready", views)
+
+
+def _view_readiness(view: FeatureView, meta: ViewMeta, now: datetime) -> ViewReadiness:
+    age = meta.age_seconds(now)
     return ViewReadiness(
         materialized_at=_instant(meta.materialized_at),
         as_of=None if meta.as_of is None else _instant(meta.as_of),
-        age_seconds=meta.age_seconds(now),
+        age_seconds=age,
+        freshness=view.freshness_at(timedelta(seconds=age)),
         rows=meta.rows,
     )
 

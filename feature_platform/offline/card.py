@@ -23,8 +23,7 @@ import pyarrow.compute as pc
 
 from feature_platform.dtypes import from_micros, to_micros
 from feature_platform.errors import DatasetCardError
-from feature_platform.offline.point_in_time import STATUS_SUFFIX, AsOf
-from feature_platform.offline.point_in_time import _needed as needed_partitions
+from feature_platform.offline.point_in_time import STATUS_SUFFIX, AsOf, needed_partitions
 from feature_platform.windows import WHOLE
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from feature_platform.registry import FeatureRef
 
-__all__ = ["AsOf", "Question", "drop_spine", "join_features", "load_spine", "output_names"]
+__all__ = ["AsOf", "Question", "drop_spine", "join_features", "load_spine", "needed_partitions", "output_names"]
 
 AsOf = Literal["known", "latest"]
 ROW, TIME = "__row", "__time"
@@ -173,7 +173,7 @@ def _view_sql(
     table: str,
 ) -> str:
     view, names = refs[0].view, [ref.feature.name for ref in refs]
-    partitions = _needed(view, store, bounds, question)
+    partitions = needed_partitions(view, store, bounds, question)
     history = history_of(view, store, partitions, names)
     if history.sql is None:
         joined = f"select s.{ROW}, false as __found, false as __fresh, {_nulls(view, names)} from {spine} as s"
@@ -200,7 +200,7 @@ def _view_sql(
     return f"select {', '.join(columns)} from ({joined})"
 
 
-def _needed(view: FeatureView, store: OfflineStore, bounds: tuple[int | None, ...], question: Question) -> list[Partition]:
+def needed_partitions(view: FeatureView, store: OfflineStore, bounds: tuple[int | None, ...], question: Question) -> list[Partition]:
     """Return the partitions that can hold an answer for times between the bounds."""
     earliest, latest = bounds
     if earliest is None or latest is None:

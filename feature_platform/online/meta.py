@@ -45,7 +45,8 @@ class ViewMeta:
         files: How many partitions existed then, if all were of one definition: the next push can tell what changed since.
         rows: How many the last push wrote that wrote any.
         removed: How many keys lost their value in it.
-        newest_source_timestamp: Of the source rows that were read: the age of the data itself.
+        newest_source_timestamp: The age of the data itself: of a window view, the newest source row that was read; of an event view,
+            the newest row that is served.
         schemas: See `Schemas`.
         run_id: Of Dagster.
         partition: The newest one that was pushed.

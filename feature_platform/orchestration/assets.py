@@ -8,7 +8,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import dagster as dg
 import duckdb as duckdb_engine
@@ -186,12 +186,17 @@ def _done_before(
     elif not context.retry_number:
         return []
     current = fingerprints(view, source_files(view, settings.root), sorted(windows), datetime.now(UTC))
-    found = [(window, store.partition(view, window)) for window in windows]
-    return [
-        PartitionReport(view=view.name, window=window, path=store.path(view, window), partition=one, seconds=0.0)
-        for window, one in found
-        if one and one.run_id in runs and one.definition == view.definition_hash and one.inputs == current[window]
-    ]
+    done: list[PartitionReport] = []
+    for window in windows:
+        partition, attempt = store.partition(view, window), store.attempt(view, window)
+        if partition is None or partition.definition != view.definition_hash or (attempt and attempt.outcome == "rejected"):
+            continue
+        run_id, inputs = (attempt.run_id, attempt.inputs) if attempt else (partition.run_id, partition.inputs)
+        if run_id in runs and inputs == current[window]:
+            path = store.path(view, window)
+            outcome: Literal["unchanged", "written"] = "unchanged" if attempt else "written"
+            done.append(PartitionReport(view=view.name, window=window, path=path, partition=partition, seconds=0.0, outcome=outcome))
+    return done
 
 
 def _one_by_one(

@@ -89,8 +89,8 @@ def late_data_sensor(
         requests: list[dg.RunRequest] = []
         for view in views:
             mark = before.get("views", {}).get(view.name)
-            # Windows that wait are looked at again with the next change of a file; those that run, until they have run.
-            if mark and not mark["late"] and changed.isdisjoint(source.name for source in view.sources):
+            # Marked windows are looked at until somebody has computed them; where there are none, with the next change of a file.
+            if mark and not mark["late"] and not mark["waiting"] and changed.isdisjoint(source.name for source in view.sources):
                 seen["views"][view.name] = mark
                 continue
             its = [file for source in view.sources for file in files[source.name]]
