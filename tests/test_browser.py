@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow.parquet as pq
 import pytest
@@ -24,9 +25,9 @@ HOUR = timedelta(hours=1)
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """Start one project for all tests: each looks at another part of it."""
-    with running_project(tmp_path_factory.mktemp("project")) as project:
+def project() -> Iterator[Project]:
+    """Start one project for all tests: each looks at another part of it. Pictures show its path, so it is a short one."""
+    with TemporaryDirectory(prefix="example-") as folder, running_project(Path(folder)) as project:
         yield project
 
 
@@ -118,7 +119,7 @@ def test_the_page_of_a_feature_tells_rows_columns_query_and_promise(page: Page, 
     picture(page, "feature")
 
     definition = value(page, "definition")
-    expect(definition).to_contain_text("case when count(*) >= 30 then 'power_user'")
+    expect(definition).to_contain_text("when count(*) >= 30 then 'power_user'")
     expect(definition).to_contain_text("group by user_id")
     page.get_by_role("button", name="Lineage").scroll_into_view_if_needed()
     picture(page, "definition")
