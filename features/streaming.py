@@ -26,7 +26,11 @@ profile = FeatureView(
     query="""
         select
             user_id,
-            case when count(*) >= 30 then 'power_user' when count(*) >= 10 then 'regular' else 'casual' end as user_segment
+            case
+                when count(*) >= 30 then 'power_user'
+                when count(*) >= 10 then 'regular'
+                else 'casual'
+            end as user_segment
         from watches
         group by user_id
     """,
