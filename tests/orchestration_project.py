@@ -154,7 +154,7 @@ def open_project(root: Path, views: Sequence[FeatureView], **settings: Any) -> I
 
 def key(window: int) -> str:
     """Return the partition key of the n-th day."""
-    return f"{START + window * DAY:%Y-%m-%dT%H%MZ}"
+    return f"{START + window * DAY:%Y-%m-%d}"
 
 
 def evaluations(project: Project, run_id: str, check: str) -> list[dg.AssetCheckEvaluation]:

@@ -79,8 +79,8 @@ def edges(locator: Locator) -> tuple[float, float, float, float]:
 
 
 def key_of(start: datetime) -> str:
-    """Return the key of the window that starts then."""
-    return f"{start:%Y-%m-%dT%H%MZ}"
+    """Return the key of the hour that starts then."""
+    return f"{start:%Y-%m-%dT%H}"
 
 
 def test_lineage_leads_from_a_source_over_a_feature_to_the_online_store(page: Page, project: Project) -> None:

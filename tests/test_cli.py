@@ -23,7 +23,7 @@ import pytest
 
 from feature_platform.cli import cli
 from feature_platform.cli.arguments import parse_entity_rows
-from feature_platform.cli.output import EXIT_CODES, ago, span
+from feature_platform.cli.output import EXIT_CODES, ago
 from feature_platform.cli.processes import ChildError, Children, StopSignals, free_port
 from feature_platform.cli.reference import help_text
 from feature_platform.dtypes import resolve
@@ -32,6 +32,7 @@ from feature_platform.materialization import materialize_view
 from feature_platform.offline.store import OfflineStore
 from feature_platform.online.opening import open_online_store
 from feature_platform.settings import Settings
+from feature_platform.wording import span
 from features.streaming import activity
 
 FP = [sys.executable, "-m", "feature_platform.cli"]

@@ -108,7 +108,7 @@ class Project:
 
     def key(self, days_ago: int) -> str:
         """Return the partition key of a day."""
-        return f"{self.today - days_ago * DAY:%Y-%m-%dT%H%MZ}"
+        return f"{self.today - days_ago * DAY:%Y-%m-%d}"
 
     def ended(self, tags: dict[str, str]) -> list[dg.RunRecord] | None:
         """Return the runs with some tags once there are some and all have ended; each must have succeeded."""

@@ -7,7 +7,6 @@ Knows the registry. Opens no store; only `check --sources` loads DuckDB.
 from __future__ import annotations
 
 import tempfile
-import textwrap
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +16,15 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 from feature_platform.cli.arguments import Project, examples, json_option, pass_project
-from feature_platform.cli.output import iso, shown_path, span
+from feature_platform.cli.output import iso, shown_path
 from feature_platform.errors import FeaturePlatformError, UnknownNameError
 from feature_platform.model import Aggregate, Feature, FeatureService, FeatureView
+from feature_platform.wording import definition_text, span
 
 if TYPE_CHECKING:
     from feature_platform.registry import FeatureRef, Registry
 
-__all__ = ["check", "definition_text", "describe", "list_features", "show_features", "view_document"]
+__all__ = ["check", "describe", "list_features", "show_features", "view_document"]
 
 
 @click.command("list", epilog=examples("fp list"))
@@ -247,19 +247,6 @@ def _meaning(feature: Feature | Aggregate) -> str:
     of = f" of {feature.column}" if feature.column else ""
     where = f" where {feature.where}" if feature.where else ""
     return f"{feature.function}{of} over {span(feature.window)}{where}"
-
-
-def definition_text(view: FeatureView, feature: Feature | Aggregate) -> str:
-    """Return how a feature is computed: the SQL of its view as it was written, or words where there is none."""
-    if isinstance(view.query, str):
-        return textwrap.dedent(view.query).strip()
-    if isinstance(feature, Aggregate):
-        what = f"{feature.function}({feature.column or '*'}{'' if feature.n is None else f', {feature.n}'})"
-        where = f" where {feature.where}" if feature.where else ""
-        return f"{what} of {view.sources[0].name} over [end - {span(feature.window)}, end){where}"
-    if view.query is None:
-        return f"column {feature.name} of {view.sources[0].name}"
-    return f"Python function {view.query.__module__}.{getattr(view.query, '__qualname__', type(view.query).__qualname__)}"
 
 
 def _default(feature: Feature | Aggregate) -> object:

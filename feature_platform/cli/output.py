@@ -20,12 +20,13 @@ from rich.table import Table
 from rich.text import Text
 
 from feature_platform.errors import OnlineStoreError
+from feature_platform.wording import span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["EXIT_CODES", "Output", "ago", "count", "instant", "iso", "shown_path", "span"]
+__all__ = ["EXIT_CODES", "Output", "ago", "count", "instant", "iso", "shown_path"]
 
 EXIT_CODES: Final = {
     0: "done",
@@ -38,11 +39,9 @@ EXIT_CODES: Final = {
     130: "stopped by Ctrl-C",
 }
 _FAILED, _UNREACHABLE = 1, 3
-_DAY_HOURS: Final = 24
 _BETWEEN: Final = 2
 # Wide enough for every table of the example; a terminal has the width that it has.
 _PIPE_COLUMNS: Final = 160
-_MAGNITUDE = (("d", timedelta(days=1)), ("h", timedelta(hours=1)), ("min", timedelta(minutes=1)), ("s", timedelta(seconds=1)))
 
 
 class Output:
@@ -151,21 +150,6 @@ class Output:
             self._errors.print(Text(hint), soft_wrap=True)
         self.document({"error": {"type": type(error).__name__, "message": str(error), "field": getattr(error, "field", None)}})
         return _UNREACHABLE if isinstance(error, OnlineStoreError) else _FAILED
-
-
-def span(length: timedelta | None) -> str:
-    """Return a length of time as people write it: `30 d`, `26 h`, `5 min 30 s`."""
-    if length is None:
-        return ""
-    hour, hours = timedelta(hours=1), length // timedelta(hours=1)
-    if length == hours * hour and _DAY_HOURS < hours < 3 * _DAY_HOURS and hours % _DAY_HOURS:
-        return f"{hours} h"  # as people say it: a promise of 26 hours, not of a day and two
-    parts, rest = [], length
-    for name, unit in _MAGNITUDE:
-        amount, rest = divmod(rest, unit)
-        if amount:
-            parts.append(f"{amount} {name}")
-    return " ".join(parts) or "0 s"
 
 
 def ago(then: datetime | None, now: datetime) -> str:

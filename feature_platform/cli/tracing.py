@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pyarrow as pa
 
-from feature_platform.cli.output import ago, instant, span
+from feature_platform.cli.output import ago, instant
 from feature_platform.dtypes import from_micros, to_micros
 from feature_platform.model import FeatureStatus, FeatureView, ViewKind
 from feature_platform.offline.history import KNOWN, history_of
@@ -22,6 +22,7 @@ from feature_platform.offline.store import TOMBSTONE, OfflineStore, Partition
 from feature_platform.online.layout import read_head
 from feature_platform.online.meta import ViewMeta
 from feature_platform.online.retrieval import FeatureValue, OnlineFeatures, ViewProvenance, plan_online_read
+from feature_platform.wording import span
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

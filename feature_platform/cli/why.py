@@ -13,9 +13,9 @@ import click
 from rich.syntax import Syntax
 
 from feature_platform.cli.arguments import Project, examples, json_option, now_option, parse_entity_rows, pass_project
-from feature_platform.cli.declarations import definition_text
-from feature_platform.cli.output import ago, count, instant, iso, shown_path, span
+from feature_platform.cli.output import ago, count, instant, iso, shown_path
 from feature_platform.dtypes import from_micros
+from feature_platform.wording import definition_text, span
 
 if TYPE_CHECKING:
     from feature_platform.cli.tracing import Trace

@@ -172,6 +172,7 @@ def _compute(
         find_problems(connection, view, reports, store),
         refused,
         {feature: find_unusual(feature, reports, partitions) for feature in view.feature_by_name},
+        settings.root,
     )
 
 

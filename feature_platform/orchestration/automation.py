@@ -19,6 +19,7 @@ from feature_platform.orchestration.partitions import key_of, range_tags, span_o
 from feature_platform.orchestration.translator import feature_key, feature_keys, online_key
 from feature_platform.settings import Settings
 from feature_platform.windows import WHOLE, Window, adjacent, cron_of
+from feature_platform.wording import span
 
 __all__ = ["job_of", "online_condition", "online_sensor", "run_requests", "schedule_of", "tick_cron"]
 
@@ -50,7 +51,7 @@ def schedule_of(view: FeatureView, job: dg.UnresolvedAssetJobDefinition, setting
         cron_schedule=tick_cron(view),
         execution_timezone=view.timezone,
         default_status=dg.DefaultScheduleStatus.RUNNING if settings.run_schedules else dg.DefaultScheduleStatus.STOPPED,
-        description=f"Computes the windows of {view.name} that have closed: {view.schedule} ({view.timezone}), {view.delay} after its end.",
+        description=f"Computes the windows of {view.name} that have closed{f', {span(view.delay)} after their end' if view.delay else ''}.",
     )
     def tick(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         now = context.scheduled_execution_time.astimezone(UTC)
@@ -87,7 +88,7 @@ def run_requests(
 
 def _request(view: FeatureView, stretch: list[Window], tick: str, job_name: str | None) -> dg.RunRequest:
     first, last = stretch[0], stretch[-1]
-    run_key = f"{view.name}:{first.key}..{last.key}@{tick}"
+    run_key = f"{view.name}:{key_of(view, first)}..{key_of(view, last)}@{tick}"
     if first == last:
         return dg.RunRequest(run_key=run_key, partition_key=key_of(view, first), job_name=job_name)
     return dg.RunRequest(run_key=run_key, tags=range_tags(view, stretch), job_name=job_name)

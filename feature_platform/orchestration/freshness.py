@@ -22,6 +22,7 @@ from feature_platform.online.layout import meta_key
 from feature_platform.orchestration.resources import OnlineStoreResource
 from feature_platform.orchestration.translator import online_key
 from feature_platform.settings import Settings
+from feature_platform.wording import span
 
 __all__ = ["DATA_AGE", "data_age_result", "data_age_specs", "freshness_sensor"]
 
@@ -35,7 +36,8 @@ def data_age_specs(view: FeatureView) -> list[dg.AssetCheckSpec]:
     """Return the check of a view's promise on the data itself; it warns at three quarters of it, and blocks nothing."""
     if view.freshness is None:
         return []
-    what = f"The newest source row behind the online values is at most {view.freshness} old; a warning from {view.freshness_warning} on."
+    limit, warning = span(view.freshness), span(view.freshness_warning)
+    what = f"The newest source row behind the online values is at most {limit} old; a warning from {warning} on."
     return [dg.AssetCheckSpec(DATA_AGE, asset=online_key(view), description=what)]
 
 
@@ -91,5 +93,5 @@ def _judge(
     shown: dict[str, dg.MetadataValue] = {"promise_seconds": dg.MetadataValue.float((view.freshness or timedelta(0)).total_seconds())}
     if newest is not None:
         shown["newest_source_timestamp"] = dg.MetadataValue.timestamp(newest)
-        shown["data_age_seconds"] = dg.MetadataValue.float((now - newest).total_seconds())
+        shown["data_age_seconds"] = dg.MetadataValue.float(round((now - newest).total_seconds()))
     return state or Freshness.FAIL, severity, shown

@@ -32,7 +32,7 @@ def partitions_def(view: FeatureView) -> dg.TimeWindowPartitionsDefinition | Non
     """
     Return the windows of a view as Dagster's partitions; None for one that is not partitioned.
 
-    In UTC a key is our own window key. The open day of an ON_UPDATE view is a partition too.
+    In UTC a key is the window's start, as far as its cron needs it. The open day of an ON_UPDATE view is a partition too.
 
     Raises:
         RegistryError: Dagster would cut time into other windows than we do.
@@ -56,7 +56,7 @@ def partitions_def(view: FeatureView) -> dg.TimeWindowPartitionsDefinition | Non
 def key_of(view: FeatureView, window: Window) -> str:
     """Return the partition key of a window."""
     if _zone(view) == "UTC":
-        return window.key
+        return window.start.strftime(_format(view))
     definition = partitions_def(view)
     assert definition is not None  # noqa: S101 - without a schedule the zone is of no use, and the key is "all"
     # Dagster's own: where midnight does not exist it names the window after the midnight, and not after the hour that is.
@@ -92,7 +92,13 @@ def _zone(view: FeatureView) -> str:
 
 
 def _format(view: FeatureView) -> str:
-    return KEY_FORMAT if _zone(view) == "UTC" else _ZONED_FORMAT
+    if _zone(view) != "UTC":
+        return _ZONED_FORMAT
+    # As short as they can be: on the page of an asset a key stands beside others.
+    minute, hour, *_ = cron_of(view.schedule or ON_UPDATE).split()
+    if (minute, hour) == ("0", "0"):
+        return "%Y-%m-%d"
+    return "%Y-%m-%dT%H" if minute == "0" else KEY_FORMAT
 
 
 @lru_cache(maxsize=1024)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
@@ -48,6 +49,7 @@ class Outcome:
         problems: What the written files break of the contract, by window.
         refused: Why a window's rows were not even computed.
         unusual: What is unusual about the written partitions, by feature.
+        root: The project folder: paths are shown from there.
     """
 
     reports: Sequence[PartitionReport]
@@ -55,6 +57,7 @@ class Outcome:
     problems: Mapping[Window, Sequence[str]] = field(default_factory=dict)
     refused: Mapping[Window, str] = field(default_factory=dict)
     unusual: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    root: Path = field(default_factory=Path)
 
     @property
     def promoted(self) -> list[PartitionReport]:
@@ -116,10 +119,10 @@ def report_selected(context: dg.AssetExecutionContext, view: FeatureView, outcom
         whole: _Metadata = {}
         for report in outcome.promoted:
             if view.schedule is None:
-                whole = feature_metadata(view, report, feature)
+                whole = feature_metadata(view, report, feature, outcome.root)
             else:
                 # A result's own metadata would be copied onto every partition of the range.
-                shown = feature_metadata(view, report, feature)
+                shown = feature_metadata(view, report, feature, outcome.root)
                 context.add_asset_metadata(shown, asset_key=key, partition_key=key_of(view, report.window))
         results = [
             dg.AssetCheckResult(passed=one.passed, check_name=one.name, asset_key=key, severity=one.severity, metadata=one.metadata)
@@ -147,7 +150,7 @@ def _log(context: dg.AssetExecutionContext, view: FeatureView, feature: str, out
             dg.AssetMaterialization(
                 key,
                 partition=None if view.schedule is None else key_of(view, report.window),
-                metadata=feature_metadata(view, report, feature),
+                metadata=feature_metadata(view, report, feature, outcome.root),
                 tags={"dagster/code_version": view.definition_hash},
             )
         )
@@ -188,7 +191,7 @@ def late_data_evaluations(view: FeatureView, pending: Pending) -> list[dg.AssetC
     ]
 
 
-def feature_metadata(view: FeatureView, report: PartitionReport, feature: str) -> _Metadata:
+def feature_metadata(view: FeatureView, report: PartitionReport, feature: str, root: Path) -> _Metadata:
     """Return what Dagster shows of one feature in one partition; numbers are plotted over partitions."""
     partition = report.partition
     rows = "dagster/row_count" if view.schedule is None else "dagster/partition_row_count"
@@ -205,8 +208,8 @@ def feature_metadata(view: FeatureView, report: PartitionReport, feature: str) -
         "kind": dg.MetadataValue.text(report.kind),
         "outcome": dg.MetadataValue.text(report.outcome),
         "generation": dg.MetadataValue.int(partition.generation),
-        "seconds": dg.MetadataValue.float(report.seconds),
-        "path": dg.MetadataValue.path(report.path),
+        "seconds": dg.MetadataValue.float(round(report.seconds, 3)),
+        "path": dg.MetadataValue.path(report.path.relative_to(root) if report.path.is_relative_to(root) else report.path),
         **{name: dg.MetadataValue.timestamp(from_micros(micros)) for name, micros in times.items() if micros is not None},
     }
 
@@ -226,9 +229,9 @@ def online_metadata(report: MaterializationReport, now: datetime) -> _Metadata:
         "rows_unchanged": dg.MetadataValue.int(report.rows_unchanged),
         "pushed": dg.MetadataValue.text("every key" if report.is_complete else "keys that may have changed"),
         "generation": dg.MetadataValue.int(report.generation),
-        "seconds": dg.MetadataValue.float(report.seconds),
+        "seconds": dg.MetadataValue.float(round(report.seconds, 3)),
         **{name: dg.MetadataValue.timestamp(instant) for name, instant in times.items() if instant is not None},
     }
     if report.newest_source_timestamp is not None:
-        shown["data_age_seconds"] = dg.MetadataValue.float((now - report.newest_source_timestamp).total_seconds())
+        shown["data_age_seconds"] = dg.MetadataValue.float(round((now - report.newest_source_timestamp).total_seconds()))
     return shown

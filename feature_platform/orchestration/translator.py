@@ -7,13 +7,13 @@ Knows the declared names, types and promises. Knows nothing of how values are co
 from __future__ import annotations
 
 import re
-import textwrap
 from datetime import timedelta
 
 import dagster as dg
 
-from feature_platform.model import Aggregate, Feature, FeatureService, FeatureView, ParquetSource, QueryFunction
+from feature_platform.model import Aggregate, Feature, FeatureService, FeatureView, ParquetSource
 from feature_platform.orchestration.partitions import partitions_def
+from feature_platform.wording import definition_text, span
 
 __all__ = [
     "feature_key",
@@ -115,7 +115,7 @@ def _metadata(view: FeatureView, feature: Feature | Aggregate) -> dict[str, dg.M
         "dagster/table_name": f"{view.name}.{feature.name}",
         "definition": dg.MetadataValue.md(_definition(view, feature)),
         "schedule": "not partitioned" if view.schedule is None else f"{view.schedule} ({view.timezone})",
-        **{name: str(span) for name, span in spans.items() if span is not None},
+        **{name: span(length) for name, length in spans.items() if length is not None},
     }
     if feature.effective_default is not None:
         shown["default"] = repr(feature.effective_default)
@@ -132,20 +132,9 @@ def _columns(view: FeatureView, feature: Feature | Aggregate) -> dg.TableSchema:
 
 
 def _definition(view: FeatureView, feature: Feature | Aggregate) -> str:
-    """Return the SQL of a query, or an aggregate in words, as Markdown."""
-    if isinstance(feature, Aggregate):
-        what = f"{feature.function}({feature.column or '*'})" if feature.n is None else f"{feature.function}({feature.column}, {feature.n})"
-        where = f" where `{feature.where}`" if feature.where else ""
-        return f"`{what}` of `{view.sources[0].name}` over `[end - {feature.window}, end)`{where}"
-    if isinstance(view.query, str):
-        return f"```sql\n{textwrap.dedent(view.query).strip()}\n```"
-    if view.query is None:
-        return f"column `{feature.name}` of `{view.sources[0].name}`"
-    return f"Python function `{_name(view.query)}`"
-
-
-def _name(function: QueryFunction) -> str:
-    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+    """Return how a feature is computed, as Markdown."""
+    text = definition_text(view, feature)
+    return f"```sql\n{text}\n```" if isinstance(view.query, str) else text
 
 
 def _clean(text: str) -> str:
