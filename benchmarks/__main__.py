@@ -14,14 +14,21 @@ from typing import Any, Final
 import click
 from rich.console import Console
 
-from benchmarks import graph, http_api, materialize, pit, sdk
+from benchmarks import backfill, graph, http_api, materialize, pit, sdk
 from benchmarks.machine import describe_machine, describe_versions
 from benchmarks.measuring import BenchmarkError, Context, Tally
 from benchmarks.report import print_document, to_markdown
 
 __all__ = ["BENCHMARKS", "PEERS", "main", "run_benchmarks"]
 
-BENCHMARKS: Final = {"pit": pit.run, "materialize": materialize.run, "sdk": sdk.run, "http": http_api.run, "graph": graph.run}
+BENCHMARKS: Final = {
+    "pit": pit.run,
+    "materialize": materialize.run,
+    "sdk": sdk.run,
+    "http": http_api.run,
+    "graph": graph.run,
+    "backfill": backfill.run,
+}
 PEERS: Final = ("duckdb", "polars", "pandas", "feast")
 _INSTALLED: Final = "duckdb,polars,pandas"
 _CACHE: Final = Path(__file__).parent / ".data"

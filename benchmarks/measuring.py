@@ -134,7 +134,7 @@ class Tally:
 
     Attributes:
         results: In the order measured.
-        left_out: Why subjects are missing, one line each.
+        left_out: Why subjects are missing, or were not measured whole, one line each.
     """
 
     results: list[Result] = field(default_factory=list)

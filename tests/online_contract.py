@@ -212,6 +212,26 @@ class OnlineStoreContract:
             assert store.get_many([key("old"), key("edge")]) == [None, value(5, edge)]
             store.sweep("shop", "user", "profile", below_generation=6)
 
+    def test_a_sample_of_keys_is_of_one_view_and_bounded(self, store: OnlineStore) -> None:
+        """Of few keys all come, tombstones' too, and none of another view, entity or project; of many, as many as are asked for."""
+        assert store.sample_keys("shop", "user", "profile", seed=1, limit=10) == []
+        store.put_many([(one, value(1)) for one in (key("a", "profile2"), b"shop:{user2:a}:profile", b"shop2:{user:a}:profile")])
+        store.put_many([(key("}*[a]"), value(1)), (key("gone"), value(1, gone=True)), (key("b"), value(2))])
+        found = store.sample_keys("shop", "user", "profile", seed=1, limit=10)
+        assert sorted(found) == sorted([key("}*[a]"), key("gone"), key("b")])
+        store.put_many([(key(str(index)), value(1)) for index in range(2500)])
+        found = store.sample_keys("shop", "user", "profile", seed=1, limit=50)
+        assert len(set(found)) == len(found) == 50
+
+    def test_the_seed_decides_which_keys_are_sampled(self, store: OnlineStore) -> None:
+        """One seed gives the same keys again; several together reach every key, and none is met by all."""
+        keys = {key(str(index)) for index in range(3000)}
+        store.put_many([(one, value(1)) for one in keys])
+        samples = [set(store.sample_keys("shop", "user", "profile", seed=seed, limit=300)) for seed in range(150)]
+        assert set(store.sample_keys("shop", "user", "profile", seed=0, limit=300)) == samples[0]
+        assert set.union(*samples) == keys
+        assert set.intersection(*samples) == set()
+
     def test_values_that_expire_are_read_until_then(self, store: OnlineStore) -> None:
         """A value with a far expiry is there, and a later write without one keeps it for good."""
         store.put_many([(key("a"), value(1))], expire_seconds=3600)

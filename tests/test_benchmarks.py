@@ -31,6 +31,10 @@ SUBJECTS = {
         "1 x 3 at 1000/s": {REFERENCE},
     },
     "graph": {"10 features": {REFERENCE, "empty"}},
+    "backfill": {
+        "aggregate 4 hours": {REFERENCE, "run_per_partition", "bare_compute"},
+        "snapshot 3 days": {REFERENCE, "run_per_partition", "bare_compute"},
+    },
 }
 MAY_BE_ABSENT = {"redis_cli_pipe", "redis_benchmark"}
 FIELDS = ["case", "subject", "seconds", "spread", "peak_rss_mb", "rate", "p99_ms", "equal"]

@@ -138,6 +138,7 @@ def test_keys_are_spelled_alike_one_by_one_and_in_columns(data: st.DataObject) -
     written = [key for key, _ in codec.encode_rows(rows_of(codec, rows), 1)]
     assert written == [codec.entity_key(row) for row in rows] == [codec.entity_key([row[name] for name in keys]) for row in rows]
     assert (written[0] == written[1]) == (rows[0] == rows[1])
+    assert [codec.join_keys(key) for key in written] == rows
 
 
 @pytest.mark.parametrize(
@@ -156,6 +157,31 @@ def test_escaped_keys_are_spelled_alike_one_by_one_and_in_columns() -> None:
     rows = [{"user_id": text} for text in ("plain", "a,b", "a\\b", "\\,", ",\\", "", "ü,\\🎬")]
     assert [key for key, _ in codec.encode_rows(rows_of(codec, rows), 1)] == [codec.entity_key(row) for row in rows]
     assert codec.entity_key(["a,b\\"]) == b"shop:{user:a\\,b\\\\}:profile"
+    assert [codec.join_keys(codec.entity_key(row)) for row in rows] == rows
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        b"shop:{user:1,2}:profile",
+        b"shop:{user:01,a}:profile",
+        b"shop:{user:9223372036854775808,a}:profile",
+        b"shop:{user:x,a}:profile",
+        b"shop:{user:1}:profile",
+        b"shop:{user:1,a\\}:profile",
+        b"shop:{user:1,a\\b}:profile",
+        b"shop:{user:1,\xff}:profile",
+        b"shop:{user:1,a}:other",
+        b"shop:{member:1,a}:profile",
+    ],
+)
+def test_a_key_that_no_entity_has_has_no_join_keys(key: bytes) -> None:
+    """Other spellings, numbers, views and entities, and bytes that are no text: nobody asks for those."""
+    codec = codec_of({"value": int}, {"number": int, "text": str})
+    assert codec.join_keys(b"shop:{user:1,a}:profile") == {"number": 1, "text": "a"}
+    found = codec.join_keys(key)
+    assert found is None or codec.entity_key(found) == key
+    assert (found is None) == (key != b"shop:{user:1,2}:profile")
 
 
 def test_equal_keys_have_one_spelling() -> None:

@@ -7,23 +7,24 @@ Knows the view's dtypes, and columns of Arrow on the way in. Knows no server, an
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Mapping
 from datetime import date
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feature_platform.dtypes import Dtype, to_micros
+from feature_platform.dtypes import Dtype, from_micros, to_micros
 from feature_platform.errors import ContractError, OnlineStoreError
 from feature_platform.online import layout
 from feature_platform.online.meta import Schemas, ViewMeta
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from decimal import Decimal
 
     from feature_platform.model import FeatureView
 
@@ -103,6 +104,21 @@ class ViewCodec:
         else:
             text = ",".join([to_text(value) for to_text, value in zip(self._texts, values, strict=True)])
         return self._prefix + text.encode() + self._suffix
+
+    def join_keys(self, key: bytes) -> dict[str, Any] | None:
+        """Return the join keys of an entity's key; None of a key that `entity_key` makes of none."""
+        if not (key.startswith(self._prefix) and key.endswith(self._suffix)):
+            return None
+        try:
+            texts = _parted(key[len(self._prefix) : -len(self._suffix)].decode()) if self._keys else []
+            found = {}
+            for (name, dtype), text in zip(self._keys.items(), texts, strict=True):
+                found[name] = _KEY_VALUE[dtype.family](text)
+                dtype.check(found[name])
+            # One value has one spelling: a key of another one is a key that nobody asks for.
+            return found if self.entity_key(found) == key else None
+        except (ValueError, LookupError, ArithmeticError):
+            return None
 
     def encode_rows(self, rows: pa.Table | pa.RecordBatch, generation: int) -> Iterator[tuple[bytes, bytes]]:
         """
@@ -229,6 +245,17 @@ def _arrow_texts(column: pa.Array, dtype: Dtype) -> pa.Array:
     return pa.array([to_text(value) for value in column.to_pylist()], pa.string())
 
 
+def _parted(text: str) -> list[str]:
+    """Return the texts of join keys that `layout.escape` made safe to join with commas."""
+    parts = [""]
+    for piece in _KEY_PIECE.findall(text):
+        if piece == ",":
+            parts.append("")
+        else:
+            parts[-1] += piece.removeprefix("\\")
+    return parts
+
+
 def _decimal_text(value: Decimal | int) -> str:
     """Return one spelling for equal numbers: 1.10 and 1.1, 0 and -0."""
     text = format(value, "f")
@@ -246,3 +273,13 @@ _KEY_TEXT: Final[dict[str, Callable[[Any], str]]] = {
     "datetime": lambda value: str(to_micros(value)),
     "decimal": _decimal_text,
 }
+_KEY_VALUE: Final[dict[str, Callable[[str], Any]]] = {
+    "str": str,
+    "int": int,
+    "bool": {"true": True, "false": False}.__getitem__,
+    "bytes": bytes.fromhex,
+    "date": date.fromisoformat,
+    "datetime": lambda text: from_micros(int(text)),
+    "decimal": Decimal,
+}
+_KEY_PIECE: Final = re.compile(r"\\.|[^\\,]+|,", re.DOTALL)

@@ -6,6 +6,7 @@ Keeps every law of the real ones, in one process. Knows no server.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from typing import TYPE_CHECKING, Self
@@ -76,6 +77,14 @@ class MemoryOnlineStore:
                     self._forget(key)
                     swept += not head.is_tombstone
         return swept
+
+    def sample_keys(self, project: str, entity: str, view: str, *, seed: int, limit: int) -> list[bytes]:
+        """Return some keys of one view, picked by the seed."""
+        first, last = key_prefix(project, entity), key_suffix(view)
+        with self._lock:
+            self._expire()
+            keys = [key for key in self._values if key.startswith(first) and key.endswith(last)]
+        return sorted(keys, key=lambda key: hashlib.sha256(b"%d:%b" % (seed, key)).digest())[:limit]
 
     def ping(self) -> None:
         """Return."""

@@ -7,9 +7,11 @@ Knows redis-py and the Lua of `scripts.py`. Knows no dtype, and no `import redis
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import struct
 import threading
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar
 
 from redis.exceptions import NoScriptError
@@ -33,6 +35,7 @@ Call: TypeAlias = "tuple[list[bytes], list[bytes]]"
 _KEYS_PER_READ: Final = 10_000
 _KEYS_PER_TRIP: Final = 2_000
 _SCAN_COUNT: Final = 1_000
+_SAMPLE_SCANS: Final = 200
 
 
 class RedisOnlineStore:
@@ -123,11 +126,23 @@ class RedisOnlineStore:
         """Delete the values of one view that no reader counts any more; return how many, tombstones uncounted."""
         arguments = [b"%d" % below_generation, b"" if before is None else struct.pack(">q", before)]
         swept = 0
-        for keys in self._scan(key_pattern(project, entity, view)):
+        for keys in filter(None, self._scan(key_pattern(project, entity, view))):
             size = self._keys_per_call
             calls = [(keys[start : start + size], arguments) for start in range(0, len(keys), size)]
             swept += sum(self._ask("write", f"sweep view {view!r}", lambda client, calls=calls: _run(client, SWEEP, calls)))  # type: ignore[misc]
         return swept
+
+    def sample_keys(self, project: str, entity: str, view: str, *, seed: int, limit: int) -> list[bytes]:
+        """Return some keys of one view: the first ones met on a walk over the server that begins where the seed says, and ends in time."""
+        # A cursor is a place in the server's table (its bits reversed), so a walk may begin at any: what is undefined then is only
+        # whether it meets everything, and it is not meant to.
+        start = int.from_bytes(hashlib.sha256(b"%d" % seed).digest()[:4])
+        pattern, found = key_pattern(project, entity, view), dict[bytes, None]()
+        for keys in islice(chain(self._scan(pattern, start), self._scan(pattern)), _SAMPLE_SCANS):
+            found.update(dict.fromkeys(keys))
+            if len(found) >= limit:
+                break
+        return list(found)[:limit]
 
     def ping(self) -> None:
         """Return if the store answers."""
@@ -230,8 +245,12 @@ class RedisOnlineStore:
                 counts = counts.plus(WriteCounts(written, removed, skipped))
         return counts
 
-    def _scan(self, pattern: bytes) -> Iterator[list[bytes]]:
-        """Yield the keys that match, node by node; one that stays there throughout is found at least once."""
+    def _scan(self, pattern: bytes, start: int = 0) -> Iterator[list[bytes]]:
+        """
+        Yield the keys that match, node by node, a step of the walk at a time.
+
+        From the beginning, a key that stays there throughout is found at least once.
+        """
         what = "look for a view's keys"
 
         def nodes(client: Client) -> list[Client]:
@@ -239,16 +258,16 @@ class RedisOnlineStore:
                 return [client.get_redis_connection(node) for node in client.get_primaries()]
             return [client]
 
-        for index in range(self._ask("write", what, lambda client: len(nodes(client)))):
-            cursor = 0
+        count: int = self._ask("write", what, lambda client: len(nodes(client)))
+        for offset in range(count):
+            index, cursor = (start + offset) % count, start
             while True:
                 cursor, keys = self._ask(
                     "write",
                     what,
                     lambda client, index=index, cursor=cursor: nodes(client)[index].scan(cursor, pattern, _SCAN_COUNT),  # type: ignore[misc]
                 )
-                if keys:
-                    yield keys
+                yield keys
                 if cursor == 0:
                     break
 

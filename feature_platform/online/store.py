@@ -85,6 +85,19 @@ class OnlineStore(Protocol):
         """
         ...
 
+    def sample_keys(self, project: str, entity: str, view: str, *, seed: int, limit: int) -> list[bytes]:
+        """
+        Return some keys of one view, those of tombstones among them.
+
+        Args:
+            project: Of the keys.
+            entity: Of the keys.
+            view: Of the keys.
+            seed: Picks the keys: the same ones for the same seed, until something is written.
+            limit: How many at most. Fewer where the view has fewer, or a store that holds much else finds no more in bounded time.
+        """
+        ...
+
     def ping(self) -> None:
         """Return if the store answers."""
         ...

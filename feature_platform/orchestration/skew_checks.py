@@ -1,0 +1,111 @@
+"""
+The check that what is served is what the history says, of each view's online asset.
+
+Knows when to look and what to show. What is compared, and how, is `skew`'s.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Final, TypeAlias, cast
+
+import dagster as dg
+from dagster_duckdb import DuckDBResource
+
+from feature_platform.model import FeatureView
+from feature_platform.offline.store import OfflineStore
+from feature_platform.orchestration.resources import OnlineStoreResource, connect
+from feature_platform.orchestration.translator import online_key, pool_of
+from feature_platform.settings import Settings
+from feature_platform.skew import Answer, SkewReport, measure_skew
+
+__all__ = ["SKEW", "skew_check", "skew_condition"]
+
+SKEW: Final = "skew"
+# Half past: hourly windows close, and are computed and pushed, on the hour. One time for all views, whose checks are one run then.
+_HOURLY: Final = "30 * * * *"
+_LONGEST_VALUE: Final = 80
+_Key: TypeAlias = dg.AssetKey | dg.AssetCheckKey
+
+
+def skew_check(view: FeatureView, settings: Settings) -> dg.AssetChecksDefinition:
+    """
+    Return the check of a view's online asset that asks both stores about a sample of keys.
+
+    Where they cannot be compared now, it says so in the log and gives no verdict: it shows as skipped, neither green nor red.
+    """
+    what = f"The online store answers what the point-in-time join answers at the moment of the push, for a sample of keys of {view.name}."
+    spec = dg.AssetCheckSpec(SKEW, asset=online_key(view), description=what, automation_condition=skew_condition())
+
+    # Of several possible checks, so that none may come; in the view's pool, so that no step writes or pushes it meanwhile.
+    @dg.multi_asset_check(name=f"{SKEW}_{view.name}", specs=[spec], can_subset=True, pool=pool_of(view))
+    def measure(
+        context: dg.AssetCheckExecutionContext, duckdb: DuckDBResource, online_store: OnlineStoreResource
+    ) -> Iterator[dg.AssetCheckResult]:
+        with connect(duckdb) as connection, online_store.open() as online:
+            report = measure_skew(connection, view, store=OfflineStore(settings.offline_root), online=online, project=settings.project)
+        if report.not_comparable is not None:
+            context.log.warning("view %r cannot be compared now: %s.", view.name, report.not_comparable)
+            return
+        yield _result(view, report)
+
+    return measure
+
+
+def skew_condition() -> dg.AutomationCondition[_Key]:
+    """Return when the check runs by itself: once an hour at most, after the view was pushed."""
+    pushed: dg.AutomationCondition[_Key] = dg.AutomationCondition.any_deps_match(dg.AutomationCondition.newly_updated())
+    # Dagster declares it for assets, and its own `on_cron` uses it for checks too.
+    hour = cast("dg.AutomationCondition[_Key]", dg.AutomationCondition.cron_tick_passed(_HOURLY))
+    condition = (
+        pushed.since_last_handled()
+        & hour.since_last_handled()
+        & ~dg.AutomationCondition.any_deps_in_progress()
+        & ~dg.AutomationCondition.in_progress()
+    )
+    return condition.with_label("pushed, and an hour has passed")
+
+
+def _result(view: FeatureView, report: SkewReport) -> dg.AssetCheckResult:
+    differing = [name for name, count in report.mismatches.items() if count]
+    metadata: dict[str, dg.MetadataValue] = {
+        "keys_compared": dg.MetadataValue.int(report.keys),
+        "keys_left_out": dg.MetadataValue.int(report.unsettled),
+        **{f"mismatches/{name}": dg.MetadataValue.int(count) for name, count in report.mismatches.items()},
+    }
+    if report.watermark is not None:
+        metadata["watermark"] = dg.MetadataValue.timestamp(report.watermark)
+    description = f"{report.keys} keys answer alike in both stores."
+    if differing:
+        metadata["examples"] = dg.MetadataValue.md(_examples(report))
+        description = (
+            f"The online store does not answer what the history says: {', '.join(differing)}. "
+            f"Run the asset online/{view.name} to push it again; if that does not help, 'fp rebuild-online'."
+        )
+    return dg.AssetCheckResult(
+        passed=not differing,
+        asset_key=online_key(view),
+        check_name=SKEW,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=description,
+        metadata=metadata,
+    )
+
+
+def _examples(report: SkewReport) -> str:
+    """Return a Markdown table of what differs."""
+    lines = ["| key | feature | online | offline |", "| --- | --- | --- | --- |"]
+    for one in report.examples:
+        key = ", ".join(f"{name}={_shown(value)}" for name, value in one.join_keys.items()) or "(global)"
+        lines.append(f"| {key} | {one.feature} | {_answer(one.online)} | {_answer(one.offline)} |")
+    return "\n".join(lines)
+
+
+def _answer(answer: Answer) -> str:
+    return f"{_shown(answer.value)} {answer.status}"
+
+
+def _shown(value: object) -> str:
+    """Return a value as code, in one line and one cell of a table, whatever it holds."""
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    text = text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
+    return "`" + text.replace("`", "'").replace("|", "\\|") + "`"
