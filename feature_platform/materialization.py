@@ -6,6 +6,7 @@ Knows both stores, and the order in which rows and meta move. Which rows those a
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -27,7 +28,7 @@ from feature_platform.online.meta import ViewMeta
 from feature_platform.windows import utc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     import duckdb
 
@@ -259,8 +260,10 @@ class _Push:
         ttl = self._view.ttl
         # Garbage collection only, and of event views only; age is judged when reading.
         expire = 2 * -(-ttl // timedelta(seconds=1)) if ttl is not None and self._view.kind is ViewKind.EVENT else None
-        items = self._items(total)
-        return self._online.put_many(items if self._before is None else self._differing(items, self._before), expire_seconds=expire)
+        # Closed whatever happens: a result that is still open would hide why the store refused.
+        with contextlib.closing(self._items(total)) as items:
+            sent = items if self._before is None else self._differing(items, self._before)
+            return self._online.put_many(sent, expire_seconds=expire)
 
     def _of_changed(self, history: History) -> History:
         """Return the rows of the changed keys, those without one as tombstones."""
@@ -272,18 +275,19 @@ class _Push:
         sql = f"select {', '.join(columns)} from temp.{_CHANGED} as c left join ({history.sql}) as n using ({quote_all(keys)})"
         return History(sql, history.partial)
 
-    def _items(self, total: int) -> Iterator[tuple[bytes, bytes]]:
+    def _items(self, total: int) -> Generator[tuple[bytes, bytes], None, None]:
         has_marks = self._before is not None or self._view.kind is ViewKind.AGGREGATE
         for lacking, codec in self._lacking().items() or [((), ViewCodec(self._project, self._view))]:
             condition = " and ".join(f"{'not ' if name in lacking else ''}{quote(name + KNOWN)}" for name in self._partial) or "true"
             extra = [quote(TOMBSTONE)] if has_marks else []
             names = [*map(quote, self._view.entity.join_keys), "event_timestamp", *extra, *(quote(f.name) for f in codec.view.features)]
             sql = f"select {', '.join(names)} from {_NEWEST} where {condition}"
-            for batch in self._connection.sql(sql).to_arrow_reader(_BATCH_ROWS):
-                yield from codec.encode_rows(pa.Table.from_batches([batch]), self._newest.generation)
-                self.sent += batch.num_rows
-                if self._progress:
-                    self._progress(self.sent, total)
+            with self._connection.sql(sql).to_arrow_reader(_BATCH_ROWS) as reader:
+                for batch in reader:
+                    yield from codec.encode_rows(pa.Table.from_batches([batch]), self._newest.generation)
+                    self.sent += batch.num_rows
+                    if self._progress:
+                        self._progress(self.sent, total)
 
     def _differing(self, items: Iterator[tuple[bytes, bytes]], before: ViewMeta) -> Iterator[tuple[bytes, bytes]]:
         """Leave out what readers find online already; the generation alone is no difference."""

@@ -91,16 +91,16 @@ features/titles/title
   pool view_titles | blocking check contract | check late_data | check volume
 online/activity
   from features/activity/plays_2h | group activity | kinds redis | versioned
-  automated | pool view_activity
+  automated | pool view_activity | check skew
 online/last_play
   from features/last_play/title | group last_play | kinds redis | versioned
-  automated | pool view_last_play
+  automated | pool view_last_play | check skew
 online/profile
   from features/profile/last_title, features/profile/plays | group profile | kinds redis | versioned | owner team:a
-  warns after 22.5 h, fails after 30.0 h | automated | pool view_profile | check data_age
+  warns after 22.5 h, fails after 30.0 h | automated | pool view_profile | check data_age | check skew
 online/titles
   from features/titles/title | group titles | kinds redis | versioned
-  automated | pool view_titles
+  automated | pool view_titles | check skew
 sources/plays
   group sources | kinds parquet
 """

@@ -16,6 +16,7 @@ from feature_platform.offline.due import pending_windows
 from feature_platform.offline.inputs import source_files
 from feature_platform.offline.store import OfflineStore
 from feature_platform.orchestration.partitions import key_of, range_tags, span_of_tags
+from feature_platform.orchestration.skew_checks import SKEW
 from feature_platform.orchestration.translator import feature_key, feature_keys, online_key
 from feature_platform.settings import Settings
 from feature_platform.windows import WHOLE, Window, adjacent, cron_of
@@ -37,7 +38,9 @@ _IN_PROGRESS = [
 
 def job_of(view: FeatureView) -> dg.UnresolvedAssetJobDefinition:
     """Return the job that computes a view: what its schedule asks for, and what a person starts."""
-    selection = dg.AssetSelection.assets(*feature_keys(view), online_key(view))
+    # Without the comparison of both stores, which is looked at once an hour.
+    skew = dg.AssetSelection.checks(dg.AssetCheckKey(online_key(view), SKEW))
+    selection = dg.AssetSelection.assets(*feature_keys(view), online_key(view)) - skew
     return dg.define_asset_job(f"{view.name}_refresh", selection=selection, description=f"Compute {view.name} and push what changed.")
 
 
