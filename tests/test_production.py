@@ -446,13 +446,15 @@ def test_no_secret_is_written_anywhere(servers: Production) -> None:
     run = servers.push("secret")
     until("the push to fail", lambda: is_true(servers.status(run) == dg.DagsterRunStatus.FAILURE), servers.tails)
     servers.redis.start()
+    answers = json.dumps(servers.graphql(ABOUT))
     # Each text holds what it must hold if it is what it says, and no secret.
     places = {
         "files": (_text_of_files(servers.root.parent), "redis.sock"),
         "tables": (servers.postgres.run("pg_dump", "--column-inserts", "dagster"), run),
         "snapshots": (_text_of_snapshots(servers), "FEATURE_PLATFORM_REDIS_URL"),
         "commands": (_command_lines(), "dagster-daemon"),
-        "answers": (json.dumps(servers.graphql(ABOUT)), "DAGSTER_POSTGRES_URL"),
+        "answers": (answers, "redis.sock"),
+        "resources": (answers, "FEATURE_PLATFORM_REDIS_URL"),
     }
     for place, (text, expected) in places.items():
         assert expected in text, place
