@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check format bench docs lock clean
+.PHONY: help demo up test check format bench docs screenshots lock clean
 # A shell that activated something else must not leak into ours.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 bin := .venv/bin
@@ -32,6 +32,9 @@ bench: .venv/.ready ## every benchmark at its quick size
 
 docs: .venv/.ready ## run the commands and examples of the docs
 	$(bin)/python -m pytest -m docs
+
+screenshots: .venv/.ready ## take the pictures of docs/ui.md again (needs Debian's chromium)
+	SCREENSHOTS=docs/images $(bin)/python -m pytest -m browser -p no:randomly tests/test_browser.py
 
 lock: ## make requirements.lock again from pyproject.toml (needs the network)
 	@$(PYTHON) -m venv --clear tmp/lock && tmp/lock/bin/pip install --quiet pip-tools && CUSTOM_COMPILE_COMMAND="make lock" tmp/lock/bin/pip-compile --quiet --upgrade --generate-hashes --no-strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --extra dev --extra polars --extra postgres --output-file requirements.lock pyproject.toml

@@ -17,8 +17,9 @@ from feature_platform.errors import ExpectationError, RegistryError
 from feature_platform.materialization import MaterializationReport, materialize_view, read_meta
 from feature_platform.model import FeatureView
 from feature_platform.offline.compute import PartitionReport, compute_windows
-from feature_platform.offline.due import due_windows, requested_windows
+from feature_platform.offline.due import due_windows, pending_windows, requested_windows
 from feature_platform.offline.historical import HistoricalFeatures
+from feature_platform.offline.inputs import source_files
 from feature_platform.offline.point_in_time import Question
 from feature_platform.offline.query import configure
 from feature_platform.offline.store import OfflineStore
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from feature_platform.offline.historical import EntityRows
     from feature_platform.offline.point_in_time import AsOf
     from feature_platform.registry import Registry
+    from feature_platform.windows import Window
 
 __all__ = ["FeatureStore", "Views"]
 
@@ -99,6 +101,7 @@ class FeatureStore:
         end: datetime | None = None,
         now: datetime | None = None,
         *,
+        changed: bool = False,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> list[PartitionReport]:
         """
@@ -109,6 +112,8 @@ class FeatureStore:
             start: With `end`, a range: its windows are computed whether they were before or not. Naive means UTC.
             end: Exclusive. Without a range, every closed window that is not there yet is computed.
             now: Windows that are not closed then are left alone.
+            changed: Only the windows that are there already and whose source files have changed since, however old they are; in
+                the range, if there is one.
             progress: Called with the view's name, windows done and windows wanted.
 
         Returns:
@@ -121,10 +126,7 @@ class FeatureStore:
         moment = now or datetime.now(UTC)
         reports: list[PartitionReport] = []
         for view in self._views(views):
-            if start is None and end is None:
-                windows = due_windows(view, self.offline, moment)
-            else:
-                windows = requested_windows(view, start, end, moment)
+            windows = self._windows(view, start, end, moment, changed=changed)
             if not windows:
                 continue
             name = view.name
@@ -239,6 +241,13 @@ class FeatureStore:
             full_feature_names=full_feature_names,
             metadata=metadata,
         )
+
+    def _windows(self, view: FeatureView, start: datetime | None, end: datetime | None, now: datetime, *, changed: bool) -> list[Window]:
+        asked = requested_windows(view, start, end, now)
+        if changed:
+            pending = pending_windows(view, self.offline, source_files(view, self.settings.root), now)
+            return sorted({*pending.late, *pending.waiting} & set(asked))
+        return due_windows(view, self.offline, now) if start is None and end is None else asked
 
     def _materialize(
         self, views: Views | None, now: datetime | None, *, again: bool, progress: Callable[[str, int, int], None] | None

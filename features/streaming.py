@@ -2,7 +2,19 @@
 
 from datetime import UTC, datetime, timedelta
 
-from feature_platform import ON_UPDATE, Aggregate, Entity, Feature, FeatureService, FeatureView, ParquetSource, Registry
+from feature_platform import (
+    ON_UPDATE,
+    Aggregate,
+    Entity,
+    Feature,
+    FeatureService,
+    FeatureView,
+    ParquetSource,
+    Registry,
+    between,
+    not_null,
+    one_of,
+)
 
 # The sample data always ends now, so the example's start moves along, a Monday at a time. A real project writes a date.
 _today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
@@ -34,10 +46,19 @@ profile = FeatureView(
         from watches
         group by user_id
     """,
-    features=[Feature("user_segment", str, "Activity segment over the last 30 days.", default="new")],
+    features=[
+        Feature(
+            "user_segment",
+            str,
+            "Activity segment over the last 30 days.",
+            default="new",
+            expect=[not_null(), one_of("power_user", "regular", "casual")],
+        ),
+    ],
     schedule="@daily",
     start=START,
     freshness=timedelta(hours=26),
+    late_data_horizon=timedelta(days=7),
     ttl=timedelta(days=2),
     owners=["team:personalization"],
 )
@@ -47,7 +68,13 @@ activity = FeatureView(
     entity=user,
     sources=[watches],
     features=[
-        Aggregate("watch_count_30d", "count", window=timedelta(days=30), description="Titles watched in the last 30 days."),
+        Aggregate(
+            "watch_count_30d",
+            "count",
+            window=timedelta(days=30),
+            description="Titles watched in the last 30 days.",
+            expect=[between(0, 10_000)],
+        ),
         Aggregate(
             "watch_minutes_7d", "sum", column="minutes", dtype=int, window=timedelta(days=7), description="Minutes watched in a week."
         ),
@@ -55,6 +82,7 @@ activity = FeatureView(
     schedule="@hourly",
     start=START,
     freshness=timedelta(hours=2),
+    late_data_horizon=timedelta(days=7),
     owners=["team:personalization"],
 )
 

@@ -67,37 +67,43 @@ def sample(project: Project, *, users: int, events: int, days: int, end: datetim
     )
 
 
-@click.command(epilog=examples("fp compute", "fp compute user_activity --start 2026-01-31 --end 2026-02-01"))
+@click.command(epilog=examples("fp compute", "fp compute user_activity --start 2026-01-31 --end 2026-02-01", "fp compute --changed"))
 @click.argument("views", nargs=-1)
 @click.option("--start", type=INSTANT, help="Compute the windows from here on, whether they were computed before or not.")
 @click.option("--end", type=INSTANT, help="... up to here, exclusive.")
+@click.option("--changed", is_flag=True, help="Only windows whose source files have changed since they were computed.")
 @now_option("Leave windows alone that are not closed then.")
 @json_option
 @pass_project
-def compute(project: Project, *, views: tuple[str, ...], start: datetime | None, end: datetime | None, now: datetime | None) -> None:
+def compute(
+    project: Project, *, views: tuple[str, ...], start: datetime | None, end: datetime | None, changed: bool, now: datetime | None
+) -> None:
     """
     Compute views, from sources to Parquet.
 
-    Without a range: every closed window that is not there yet. With one: its windows, again. Times are ISO 8601, in UTC
-    unless they say otherwise.
+    Without a range: every closed window that is not there yet. With one: its windows, again. A window whose rows come out the
+    same is left alone. Times are ISO 8601, in UTC unless they say otherwise.
     """
     from feature_platform.feature_store import FeatureStore  # noqa: PLC0415 - loads DuckDB
 
     with FeatureStore(project.registry, project.settings) as store, project.output.progress("computing") as progress:
-        reports = store.compute(list(views) or None, start, end, now, progress=progress)
+        reports = store.compute(list(views) or None, start, end, now, changed=changed, progress=progress)
     root, rows = project.settings.root, []
     by_view: dict[str, list[PartitionReport]] = {}
     for report in reports:
         by_view.setdefault(report.view, []).append(report)
     for view, its in by_view.items():
-        written, seconds = sum(one.partition.rows for one in its), sum(one.seconds for one in its)
+        written, seconds = sum(one.partition.rows for one in its if one.outcome == "written"), sum(one.seconds for one in its)
+        unchanged = sum(one.outcome == "unchanged" for one in its)
         span = ["the whole table", ""] if its[0].window.key == "all" else [instant(its[0].window.start), instant(its[-1].window.end)]
-        rows.append([view, count(len(its)), *span, count(written), f"{seconds:.1f}"])
+        rows.append([view, count(len(its)), *span, count(written), count(unchanged) if unchanged else None, f"{seconds:.1f}"])
     if rows:
-        project.output.table(["view", "windows", "from (UTC)", "to", "rows", "seconds"], rows, right=["windows", "rows", "seconds"])
+        columns = ["view", "windows", "from (UTC)", "to", "rows", "unchanged", "seconds"]
+        project.output.table(columns, rows, right=["windows", "rows", "unchanged", "seconds"], optional=["unchanged"])
         project.output.line(f"Written to {shown_path(project.settings.offline_root, root)}.", style="dim")
     else:
-        project.output.line("Nothing to do: every closed window is there." if start is None else "No closed window lies in that range.")
+        nothing = "No closed window lies in that range." if start or end else "Nothing to do: every closed window is there."
+        project.output.line("No window's source files have changed." if changed else nothing)
     project.output.document({"partitions": [_partition(report, root) for report in reports]})
 
 
@@ -106,6 +112,7 @@ def _partition(report: PartitionReport, root: Path) -> dict[str, object]:
         "view": report.view,
         "window": {"start": iso(report.window.start), "end": iso(report.window.end)},
         "kind": report.kind,
+        "outcome": report.outcome,
         "path": shown_path(report.path, root),
         "rows": report.partition.rows,
         "tombstones": report.partition.tombstones,

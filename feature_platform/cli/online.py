@@ -20,6 +20,7 @@ from feature_platform.model import FeatureStatus, FeatureView
 
 if TYPE_CHECKING:
     from feature_platform.materialization import MaterializationReport
+    from feature_platform.offline.due import Pending
     from feature_platform.offline.store import Partition
     from feature_platform.online.meta import ViewMeta
     from feature_platform.online.retrieval import OnlineFeatures
@@ -173,21 +174,33 @@ def status(project: Project, *, now: datetime | None) -> None:
 
     Starts no server.
     """
-    from feature_platform.offline.store import OfflineStore  # noqa: PLC0415 - loads Parquet
+    from feature_platform.offline.due import pending_windows  # noqa: PLC0415 - loads Parquet
+    from feature_platform.offline.inputs import source_files  # noqa: PLC0415 - as above
+    from feature_platform.offline.store import OfflineStore  # noqa: PLC0415 - as above
 
     moment, offline, output = now or datetime.now(UTC), OfflineStore(project.settings.offline_root), project.output
     where, metas = _online_metas(project)
     views = project.registry.views.values()
-    found = [_view_status(view, offline.partitions(view), offline.generation(view), metas.get(view.name)) for view in views]
+    found = [
+        {
+            **_view_status(view, offline.partitions(view), offline.generation(view), metas.get(view.name)),
+            **_pending_status(pending_windows(view, offline, source_files(view, project.settings.root), moment)),
+        }
+        for view in views
+    ]
     output.table(
-        ["view", "windows", "stale", "history up to", "newest source row", "online as of", "online"],
+        ["view", "windows", "stale", "changed", "rejected", "history up to", "newest source row", "online as of", "online"],
         [_status_row(one, moment) for one in found],
-        right=["windows", "stale"],
-        optional=["online as of", "newest source row", "stale"],
+        right=["windows", "stale", "changed", "rejected"],
+        optional=["online as of", "newest source row", "stale", "rejected", "changed"],
     )
     output.line(f"online store: {where}", style="dim")
     if any(one["windows_stale"] for one in found):
         output.line("Stale windows were computed by another definition: run `fp compute VIEW --start ...` for them.")
+    if any(one["windows_changed"] for one in found):
+        output.line("Source files of changed windows are others now: run `fp compute --changed`.")
+    if any(one["windows_rejected"] for one in found):
+        output.line("Rejected windows break an expectation: readers see what they saw before. `fp compute VIEW` says which and why.")
     document = [{name: iso(value) if isinstance(value, datetime) else value for name, value in one.items()} for one in found]
     output.document({"now": iso(moment), "online_store": where, "views": document})
 
@@ -240,6 +253,10 @@ def _view_status(view: FeatureView, partitions: list[Partition], generation: int
     }
 
 
+def _pending_status(pending: Pending) -> dict[str, Any]:
+    return {"windows_changed": len(pending.late) + len(pending.waiting), "windows_rejected": len(pending.rejected)}
+
+
 def _status_row(one: dict[str, Any], now: datetime) -> list[object]:
     source, promise = one["newest_source_timestamp"], one["freshness_seconds"]
     is_late = source is not None and promise is not None and now - source > timedelta(seconds=promise)
@@ -253,6 +270,8 @@ def _status_row(one: dict[str, Any], now: datetime) -> list[object]:
         Text(one["view"], style="bold cyan"),
         count(one["windows"]),
         one["windows_stale"] or None,
+        Text(count(one["windows_changed"]) if one["windows_changed"] else "", style="yellow"),
+        Text(count(one["windows_rejected"]) if one["windows_rejected"] else "", style="red"),
         ago(one["history_until"], now),
         Text(ago(source, now), style="red" if is_late else ""),
         ago(one["online_as_of"], now),

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import duckdb
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from feature_platform.errors import EntityRowsError
@@ -29,6 +28,7 @@ from feature_platform.offline.query import first_row
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
+    import pyarrow.dataset as ds
 
     from feature_platform.offline.card import Bounds, CardView
     from feature_platform.offline.store import OfflineStore
@@ -272,6 +272,8 @@ class _Rows:
 
     @cached_property
     def _dataset(self) -> ds.Dataset:
+        import pyarrow.dataset as ds  # noqa: PLC0415 - loads pandas, which Dagster's code server does without
+
         return ds.dataset(self.given, format="parquet")
 
     def held(self) -> _Rows:

@@ -6,7 +6,9 @@ Knows which parts belong together. Each part is its own module's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import gc
+from collections.abc import Iterator, Mapping
 
 import dagster as dg
 
@@ -35,7 +37,11 @@ def build_definitions(
         settings: Where the project lives; `Settings.from_env()` if left out.
         resources: Instead of ours, by name: `duckdb`, `online_store`, `feature_store`. `OnlineStoreResource(url=dg.EnvVar(...))`, say.
     """
-    settings = settings or Settings.from_env()
+    with _without_collecting():
+        return _build(registry, settings or Settings.from_env(), resources or {})
+
+
+def _build(registry: Registry, settings: Settings, resources: Mapping[str, object]) -> dg.Definitions:
     views = list(registry.views.values())
     jobs = {view.name: job_of(view) for view in views}
     scheduled = [view for view in views if view.schedule not in {ON_UPDATE, None}]
@@ -59,8 +65,26 @@ def build_definitions(
             "duckdb": duckdb_resource(settings),
             "online_store": OnlineStoreResource.of(settings)(),
             "feature_store": FeatureStoreResource.of(registry, settings)(),
-            **(resources or {}),
+            **resources,
         },
         # A process per step costs two seconds; a view is one step, and the engine has threads of its own.
         executor=dg.in_process_executor,
     )
+
+
+@contextlib.contextmanager
+def _without_collecting() -> Iterator[None]:
+    """
+    Keep the garbage collector off a graph while it is built, and later collections off what was built.
+
+    Nothing of it is garbage as long as the process lives. Looking it through again and again was a quarter of the time that
+    1,000 features take to load (7.6 s instead of 5.8 s).
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+            gc.freeze()
