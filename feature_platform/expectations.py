@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from feature_platform.dtypes import Dtype
 from feature_platform.errors import DtypeError
@@ -60,8 +60,7 @@ class Between:
             return
         wrong = list(_wrong_values((self.low, self.high), dtype))
         yield from wrong
-        # As stored: naive and aware instants are compared so.
-        if not wrong and not dtype.normal(self.low) <= dtype.normal(self.high):  # type: ignore[operator]
+        if not wrong and not _comparable(self.low) <= _comparable(self.high):
             yield f"{self.low!r} is not below {self.high!r}", "Write the lesser bound first."
 
 
@@ -128,6 +127,11 @@ def one_of(*values: object) -> OneOf:
 def unique() -> Unique:
     """Expect no value twice in a partition; NULL passes."""
     return Unique()
+
+
+def _comparable(bound: Bound) -> Any:  # noqa: ANN401 - bounds of one dtype compare
+    """Return a bound that compares with the other: naive instants are UTC."""
+    return bound.replace(tzinfo=UTC) if isinstance(bound, datetime) and bound.tzinfo is None else bound
 
 
 def _wrong_values(values: tuple[object, ...], dtype: Dtype) -> Iterator[tuple[str, str]]:

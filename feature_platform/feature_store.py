@@ -159,18 +159,23 @@ class FeatureStore:
         return self._materialize(views, now, again=False, progress=progress)
 
     def rebuild_online(
-        self, now: datetime | None = None, *, progress: Callable[[str, int, int], None] | None = None
+        self, views: Views | None = None, now: datetime | None = None, *, progress: Callable[[str, int, int], None] | None = None
     ) -> list[MaterializationReport]:
         """
         Fill the online store from the Parquet history, whatever it holds, without an outage.
 
         Every view's generation is raised above what is online, so every value is replaced, and what is left over goes.
+
+        Args:
+            views: Views or their names; all views if left out.
+            now: The moment whose truth is pushed.
+            progress: As in `materialize`.
         """
-        for view in self._views(None):
+        for view in self._views(views):
             stored = self.online.get_many([ViewCodec(self.settings.project, view).meta_key])[0]
             meta = read_meta(stored, even_if_broken=True)
             self.offline.raise_generation(view, above=meta.generation if meta else 0)
-        return self._materialize(None, now, again=True, progress=progress)
+        return self._materialize(views, now, again=True, progress=progress)
 
     def get_historical_features(
         self,

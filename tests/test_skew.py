@@ -328,13 +328,16 @@ def test_a_view_that_never_rests_is_not_comparable(tmp_path: Path) -> None:
 
         def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
             if self.is_measured and len(keys) > 1:
+                minutes.append(len(minutes) + 1)
+                write_watches(tmp_path, *minutes)
                 store.compute(start=T0, end=T0 + HOUR, now=NOW)
                 self.is_measured = False
                 store.materialize(now=NOW)
                 self.is_measured = True
             return super().get_many(keys)
 
-    write_watches(tmp_path, 1)
+    minutes = [1]
+    write_watches(tmp_path, *minutes)
     store = store_of(tmp_path, counts_view(), online=(online := Restless()))
     store.compute(end=T0 + HOUR, now=NOW)
     store.materialize(now=NOW)

@@ -48,11 +48,12 @@ def materialize(project: Project, *, views: tuple[str, ...], now: datetime | Non
     _show_reports(project, reports)
 
 
-@click.command("rebuild-online", epilog=examples("fp rebuild-online"))
+@click.command("rebuild-online", epilog=examples("fp rebuild-online", "fp rebuild-online user_activity"))
+@click.argument("views", nargs=-1)
 @now_option("Push what was visible then.")
 @json_option
 @pass_project
-def rebuild_online(project: Project, *, now: datetime | None) -> None:
+def rebuild_online(project: Project, *, views: tuple[str, ...], now: datetime | None) -> None:
     """
     Fill the online store anew from the history.
 
@@ -61,7 +62,7 @@ def rebuild_online(project: Project, *, now: datetime | None) -> None:
     from feature_platform.feature_store import FeatureStore  # noqa: PLC0415 - loads DuckDB
 
     with FeatureStore(project.registry, project.settings) as store, project.output.progress("rebuilding") as progress:
-        reports = store.rebuild_online(now, progress=progress)
+        reports = store.rebuild_online(list(views) or None, now, progress=progress)
     _show_reports(project, reports)
 
 

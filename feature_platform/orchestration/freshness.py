@@ -93,5 +93,5 @@ def _judge(
     shown: dict[str, dg.MetadataValue] = {"promise_seconds": dg.MetadataValue.float((view.freshness or timedelta(0)).total_seconds())}
     if newest is not None:
         shown["newest_source_timestamp"] = dg.MetadataValue.timestamp(newest)
-        shown["data_age_seconds"] = dg.MetadataValue.float(round((now - newest).total_seconds()))
+        shown["data_age_seconds"] = dg.MetadataValue.float(round((now - newest).total_seconds(), 0))
     return state or Freshness.FAIL, severity, shown

@@ -54,11 +54,13 @@ def partitions_def(view: FeatureView) -> dg.TimeWindowPartitionsDefinition | Non
 
 
 def key_of(view: FeatureView, window: Window) -> str:
-    """Return the partition key of a window."""
+    """Return the partition key of a window; of the whole table, its window key."""
+    if view.schedule is None:
+        return window.key
     if _zone(view) == "UTC":
         return window.start.strftime(_format(view))
     definition = partitions_def(view)
-    assert definition is not None  # noqa: S101 - without a schedule the zone is of no use, and the key is "all"
+    assert definition is not None  # noqa: S101 - tells mypy that a schedule has windows
     # Dagster's own: where midnight does not exist it names the window after the midnight, and not after the hour that is.
     return definition.get_partition_key_for_timestamp(window.start.timestamp())
 

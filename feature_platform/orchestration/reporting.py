@@ -233,5 +233,5 @@ def online_metadata(report: MaterializationReport, now: datetime) -> _Metadata:
         **{name: dg.MetadataValue.timestamp(instant) for name, instant in times.items() if instant is not None},
     }
     if report.newest_source_timestamp is not None:
-        shown["data_age_seconds"] = dg.MetadataValue.float(round((now - report.newest_source_timestamp).total_seconds()))
+        shown["data_age_seconds"] = dg.MetadataValue.float(round((now - report.newest_source_timestamp).total_seconds(), 0))
     return shown

@@ -79,7 +79,7 @@ def _result(view: FeatureView, report: SkewReport) -> dg.AssetCheckResult:
         metadata["examples"] = dg.MetadataValue.md(_examples(report))
         description = (
             f"The online store does not answer what the history says: {', '.join(differing)}. "
-            "A push writes what changed since the one before, and will not mend it: run 'fp rebuild-online'."
+            f"A push writes what changed since the one before, and will not mend it: run 'fp rebuild-online {view.name}'."
         )
     return dg.AssetCheckResult(
         passed=not differing,
