@@ -6,6 +6,7 @@ Knows which parts belong together. Each part is its own module's.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 from collections.abc import Iterator, Mapping
@@ -88,3 +89,4 @@ def _without_collecting() -> Iterator[None]:
         if was_on:
             gc.enable()
             gc.freeze()
+            atexit.register(gc.unfreeze)  # what is frozen would count as leaked when the process ends
