@@ -7,7 +7,6 @@ such ends nothing is written: an ASOF join gives exactly the dense answer. Knows
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from feature_platform.dtypes import MICROSECOND
@@ -21,17 +20,12 @@ if TYPE_CHECKING:
     import duckdb
     from duckdb.sqltypes import DuckDBPyType
 
-__all__ = ["aggregates_of", "change_points_sql", "check_aggregates", "known_from", "longest_window"]
+__all__ = ["aggregates_of", "change_points_sql", "check_aggregates", "known_from"]
 
 
 def aggregates_of(view: FeatureView) -> list[Aggregate]:
     """Return the aggregates of an aggregate view, in declared order."""
     return [feature for feature in view.features if isinstance(feature, Aggregate)]
-
-
-def longest_window(view: FeatureView) -> timedelta:
-    """Return how far before a window's end its values read."""
-    return max(aggregate.window for aggregate in aggregates_of(view))
 
 
 def check_aggregates(connection: duckdb.DuckDBPyConnection, view: FeatureView) -> dict[str, DuckDBPyType]:

@@ -195,7 +195,13 @@ class OfflineStore:
         return generation
 
     def replace(
-        self, view: FeatureView, window: Window, write: Callable[[Path, int], None], *, differ: Callable[[Path, Path, Path], bool]
+        self,
+        view: FeatureView,
+        window: Window,
+        write: Callable[[Path, int], None],
+        *,
+        differ: Callable[[Path, Path, Path], bool],
+        unchanged: Attempt,
     ) -> bool:
         """
         Write a partition: the old file or the new one, whole, at every instant.
@@ -209,6 +215,7 @@ class OfflineStore:
             write: Writes the file to the path that it is given, with the generation that it is given in its footer.
             differ: Called with the new file, the present one, and a path: writes there the keys whose rows are not the same in
                 both, and returns whether there are any.
+            unchanged: Kept where there are none; under the same lock, or it could speak of a file that another process replaced.
 
         Returns:
             Whether it was written: a file of the same rows is left alone, and so is the generation.
@@ -226,6 +233,7 @@ class OfflineStore:
                 if self.partition(view, window) is not None:
                     changes.parent.mkdir(exist_ok=True)
                     if not differ(temporary, self.path(view, window), changes):
+                        self.write_attempt(view, window, unchanged)
                         return False
                     changes.replace(self._changes(view) / f"{generation}.parquet")
                 _sync(temporary)

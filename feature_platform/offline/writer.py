@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from feature_platform.dtypes import to_micros
@@ -132,21 +133,23 @@ class PartitionWriter:
             )
             written.append(partition)
 
+        def report(path: Path, partition: Partition, outcome: Outcome) -> PartitionReport:
+            return PartitionReport(
+                view=self.view.name, window=window, path=path, partition=partition, seconds=seconds, outcome=outcome, failures=failures
+            )
+
         if failures:
             path = self.store.reject(self.view, window, copy)
-            self._remember(window, "rejected", failures)
-            return PartitionReport(
-                view=self.view.name, window=window, path=path, partition=written[0], seconds=seconds, outcome="rejected", failures=failures
-            )
-        path = self.store.path(self.view, window)
-        if self.store.replace(self.view, window, copy, differ=lambda new, old, changes: self._differ(window, is_full, new, old, changes)):
-            return PartitionReport(view=self.view.name, window=window, path=path, partition=written[0], seconds=seconds)
-        self._remember(window, "unchanged")
-        current = self.store.partition(self.view, window) or written[0]
-        return PartitionReport(view=self.view.name, window=window, path=path, partition=current, seconds=seconds, outcome="unchanged")
+            self.store.write_attempt(self.view, window, self._attempt(window, "rejected", failures))
+            return report(path, written[0], "rejected")
+        path, attempt = self.store.path(self.view, window), self._attempt(window, "unchanged")
+        differ = partial(self._differ, window, is_full=is_full)
+        if self.store.replace(self.view, window, copy, differ=differ, unchanged=attempt):
+            return report(path, written[0], "written")
+        return report(path, self.store.partition(self.view, window) or written[0], "unchanged")
 
-    def _remember(self, window: Window, outcome: Literal["unchanged", "rejected"], failures: tuple[ExpectationFailure, ...] = ()) -> None:
-        attempt = Attempt(
+    def _attempt(self, window: Window, outcome: Literal["unchanged", "rejected"], failures: tuple[ExpectationFailure, ...] = ()) -> Attempt:
+        return Attempt(
             outcome=outcome,
             inputs=self.inputs.get(window),
             definition=self.view.definition_hash,
@@ -155,9 +158,8 @@ class PartitionWriter:
             run_id=self.run_id,
             problems=[str(failure) for failure in failures],
         )
-        self.store.write_attempt(self.view, window, attempt)
 
-    def _differ(self, window: Window, is_full: bool, new: Path, old: Path, changes: Path) -> bool:  # noqa: FBT001 - of a callback
+    def _differ(self, window: Window, new: Path, old: Path, changes: Path, *, is_full: bool) -> bool:
         """
         Write the keys whose rows are not the same in two files of a window; return whether the files differ.
 
