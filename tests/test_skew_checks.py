@@ -20,7 +20,7 @@ from feature_platform import Entity, Feature, FeatureStore, FeatureView, Parquet
 from feature_platform.online.codec import ViewCodec
 from feature_platform.online.embedded import stop_server
 from feature_platform.orchestration import build_definitions, online_key
-from feature_platform.orchestration.skew_checks import SKEW, skew_check
+from feature_platform.orchestration.skew_checks import SKEW
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
@@ -99,9 +99,7 @@ def project(tmp_path: Path) -> Iterator[Project]:
     (tmp_path / "data").mkdir()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ours = build_definitions(Registry([profile]), settings)
-        checks = [] if any(CHECK in one.check_keys for one in ours.asset_checks or ()) else [skew_check(profile, settings)]
-        definitions = dg.Definitions.merge(ours, dg.Definitions(asset_checks=checks))
+        definitions = build_definitions(Registry([profile]), settings)
         dg.Definitions.validate_loadable(definitions)
     with dg.instance_for_test() as instance:
         found = Project(settings, instance, definitions)

@@ -18,7 +18,7 @@ from feature_platform.orchestration.assets import feature_assets, online_asset
 from feature_platform.orchestration.automation import job_of, online_sensor, schedule_of
 from feature_platform.orchestration.freshness import freshness_sensor
 from feature_platform.orchestration.resources import FeatureStoreResource, OnlineStoreResource, duckdb_resource
-from feature_platform.orchestration.skew_checks import skew_check
+from feature_platform.orchestration.skew_checks import skew_checks
 from feature_platform.orchestration.source_changes import late_data_sensor, update_sensor
 from feature_platform.orchestration.translator import source_spec
 from feature_platform.registry import Registry
@@ -53,7 +53,7 @@ def _build(registry: Registry, settings: Settings, resources: Mapping[str, objec
             *(feature_assets(view, settings) for view in views),
             *(online_asset(view, settings) for view in views),
         ],
-        asset_checks=[skew_check(view, settings) for view in views],
+        asset_checks=[skew_checks(views, settings)] if views else [],
         jobs=list(jobs.values()),
         schedules=[schedule_of(view, jobs[view.name], settings) for view in scheduled],
         sensors=[
