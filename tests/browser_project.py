@@ -36,7 +36,7 @@ SECONDS = 120.0
 # Debian's Chromium as root, in a container, without a screen; it calls nobody.
 CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 CHROMIUM += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-# At 1280 pixels Dagster lays an hourly partition key over its neighbour on the overview of an asset.
+# At 1100 pixels Dagster lays an hourly partition key over its neighbour on the overview of an asset; at 1280 it does not.
 VIEWPORT = (1440, 900)
 
 # Views of the tests alone, beside the example's. MINUTE becomes a fixed time: runs load this file anew.
