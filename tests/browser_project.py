@@ -145,23 +145,33 @@ def running_project(root: Path) -> Iterator[Project]:
     _write(root, now, first_day)
     # DAGSTER_HOME too: `fp up` makes the project's own.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("FEATURE_PLATFORM_", "DAGSTER_"))}
-    walked = subprocess.run(
-        [*FP, "demo", "--users", "300", "--events", "20000", "--json"],
-        cwd=root,
-        env=environment,
-        stdout=subprocess.PIPE,
-        check=True,
-        timeout=SECONDS,
-    )
-    subprocess.run([sys.executable, "-c", RUNS], cwd=root, env=environment, check=True, timeout=SECONDS)
-    ports = [str(free_port()), str(free_port())]
-    (url, api), log_path = (f"http://127.0.0.1:{port}" for port in ports), root / "up.log"
+    try:
+        walked = subprocess.run(
+            [*FP, "demo", "--users", "300", "--events", "20000", "--json"],
+            cwd=root,
+            env=environment,
+            stdout=subprocess.PIPE,
+            check=True,
+            timeout=SECONDS,
+        )
+        subprocess.run([sys.executable, "-c", RUNS], cwd=root, env=environment, check=True, timeout=SECONDS)
+        ports = [str(free_port()), str(free_port())]
+        with _servers(root, environment, ports):
+            ui, api = (f"http://127.0.0.1:{port}" for port in ports)
+            yield Project(root, ui, api, first_day, _windows(json.loads(walked.stdout)))
+    finally:
+        subprocess.run([*FP, "down"], cwd=root, env=environment, check=False, timeout=60)
+
+
+@contextlib.contextmanager
+def _servers(root: Path, environment: dict[str, str], ports: list[str]) -> Iterator[None]:
+    log_path = root / "up.log"
     with log_path.open("wb") as log:
         command = [*FP, "up", "--ui-port", ports[0], "--api-port", ports[1]]
         servers = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
-            _wait(servers, url, log_path)
-            yield Project(root, url, api, first_day, _windows(json.loads(walked.stdout)))
+            _wait(servers, f"http://127.0.0.1:{ports[0]}", log_path)
+            yield
         finally:
             servers.send_signal(signal.SIGINT)
             try:

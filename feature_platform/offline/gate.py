@@ -7,6 +7,7 @@ Knows the SQL of each kind of expectation. Knows nothing of files: what becomes 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from feature_platform.expectations import Between, Expectation, NotNull, OneOf, Unique
@@ -46,7 +47,8 @@ class ExpectationFailure:
 
     def __str__(self) -> str:
         """Say what is wrong in one line."""
-        shown = ", ".join(f"{name}={value!r}" for name, value in self.sample[0].items()) if self.sample else ""
+        row = self.sample[0].items() if self.sample else ()
+        shown = ", ".join(f"{name}={value if isinstance(value, datetime) else repr(value)}" for name, value in row)
         return f"{self.feature}: {self.declared} fails for {self.failed:,} of {self.rows:,} rows{f', such as {shown}' if shown else ''}"
 
 
