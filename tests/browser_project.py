@@ -163,7 +163,7 @@ def running_project(root: Path) -> Iterator[Project]:
         subprocess.run([*FP, "down"], cwd=root, env=environment, check=False, timeout=60)
 
 
-@contextlib.contextmanager
+@contextmanager
 def _servers(root: Path, environment: dict[str, str], ports: list[str]) -> Iterator[None]:
     log_path = root / "up.log"
     with log_path.open("wb") as log:
