@@ -112,8 +112,8 @@ class FeatureStore:
             start: With `end`, a range: its windows are computed whether they were before or not. Naive means UTC.
             end: Exclusive. Without a range, every closed window that is not there yet is computed.
             now: Windows that are not closed then are left alone.
-            changed: Only the windows that are there already and whose source files have changed since, however old they are; in
-                the range, if there is one.
+            changed: Only the windows that were computed already, or rejected, and whose source files (of the rejected: query or
+                expectations too) have changed since, however old they are; in the range, if there is one.
             progress: Called with the view's name, windows done and windows wanted.
 
         Returns:
@@ -249,10 +249,14 @@ class FeatureStore:
 
     def _windows(self, view: FeatureView, start: datetime | None, end: datetime | None, now: datetime, *, changed: bool) -> list[Window]:
         asked = requested_windows(view, start, end, now)
-        if changed:
-            pending = pending_windows(view, self.offline, source_files(view, self.settings.root), now)
-            return sorted({*pending.late, *pending.waiting} & set(asked))
-        return due_windows(view, self.offline, now) if start is None and end is None else asked
+        if not changed and (start is not None or end is not None):
+            return asked
+        pending = pending_windows(view, self.offline, source_files(view, self.settings.root), now)
+        # Among the missing is what was rejected, and has other files, another query or other expectations now.
+        if not changed:
+            return sorted({*due_windows(view, self.offline, now), *pending.missing})
+        again = [window for window in pending.missing if self.offline.attempt(view, window)]
+        return sorted({*pending.late, *pending.waiting, *again} & set(asked))
 
     def _materialize(
         self, views: Views | None, now: datetime | None, *, again: bool, progress: Callable[[str, int, int], None] | None

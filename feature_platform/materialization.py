@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from feature_platform.dtypes import from_micros, to_micros
+from feature_platform.dtypes import MICROSECOND, from_micros, to_micros
 from feature_platform.errors import OnlineStoreError
 from feature_platform.model import FeatureView, ViewKind
 from feature_platform.offline.history import KNOWN, History
 from feature_platform.offline.newest import NewestRows, Seen
-from feature_platform.offline.query import configure, first_row, quote, quote_all, timestamp
+from feature_platform.offline.query import configure, first_row, quote, quote_all
 from feature_platform.offline.store import TOMBSTONE, OfflineStore
 from feature_platform.online.codec import ViewCodec
 from feature_platform.online.layout import GENERATION, read_head
 from feature_platform.online.meta import ViewMeta
+from feature_platform.online.store import WriteCounts
 from feature_platform.windows import utc
 
 if TYPE_CHECKING:
@@ -32,12 +33,13 @@ if TYPE_CHECKING:
 
     import duckdb
 
-    from feature_platform.online.store import OnlineStore, WriteCounts
+    from feature_platform.online.store import OnlineStore
 
 __all__ = ["MaterializationReport", "materialize_view", "read_meta"]
 
 _BATCH_ROWS = 50_000
 _COMPARED_KEYS = 1_000
+_DAY = timedelta(days=1)
 _NEWEST, _CHANGED = "feature_platform_newest", "feature_platform_changed"
 
 
@@ -133,10 +135,11 @@ def materialize_view(
         if current and to_micros(utc(now)) < current.materialized_at and not again:
             return MaterializationReport(view=view.name, now=utc(now), generation=generation)
         newest = NewestRows.at(view, store, now)
-        if not newest.partitions:
+        if not newest.partitions and (current is None or not again):
             return MaterializationReport(view=view.name, now=utc(now), generation=newest.generation)
-        since = None if current is None or again else _goes_on_from(current, newest)
-        if since and newest.has_lost_files(since):
+        seen = _seen_by(current)
+        since = seen if current and not again and _may_go_on(current, newest) else None
+        if seen and newest.has_lost_files(seen):
             store.raise_generation(view)
             newest, since = NewestRows.at(view, store, now), None
         changed = newest.changed_keys(since) if since else None
@@ -152,17 +155,18 @@ def materialize_view(
             generation=newest.generation,
             materialized_at=to_micros(utc(now)),
             definition=view.definition_hash,
-            as_of=newest.partitions[-1].end if view.is_window_view else None,
+            as_of=newest.partitions[-1].end if view.is_window_view and newest.partitions else None,
             newest_full=newest.newest_full,
             full_generation=current.full_generation if current and changed else newest.generation,
             full_at=current.full_at if current and changed else to_micros(utc(now)),
             files=newest.seen.files if newest.is_uniform else None,
+            ttl=view.ttl // MICROSECOND if view.ttl is not None else None,
             rows=current.rows if current and wrote_nothing else counts.written,
             removed=current.removed if current and wrote_nothing else counts.removed,
             newest_source_timestamp=newest_source,
             schemas=push.schemas(),
             run_id=run_id,
-            partition=partition or newest.partitions[-1].window.key,
+            partition=partition or (newest.partitions[-1].window.key if newest.partitions else None),
         )
         online.put_meta(codec.meta_key, meta.to_bytes(), force=again)
         # Sweeping looks at every key, so only where a reader's bounds have moved since the last push.
@@ -188,17 +192,25 @@ def materialize_view(
     )
 
 
-def _goes_on_from(current: ViewMeta, newest: NewestRows) -> Seen | None:
-    """Return what the push before saw, where this one can go on from it."""
-    view = newest.view
-    if current.definition != view.definition_hash or current.files is None or not newest.is_uniform:
-        return None
-    # A push of all keys also starts their time to live anew, which is twice the ttl.
-    is_due = view.kind is ViewKind.EVENT and view.ttl is not None and newest.now - from_micros(current.full_at) >= view.ttl
-    if is_due:
+def _seen_by(current: ViewMeta | None) -> Seen | None:
+    """Return what of the history the push saw that left a meta, if it could tell."""
+    if current is None or current.files is None:
         return None
     at = from_micros(current.materialized_at)
     return Seen(generation=current.generation, at=at, files=current.files, newest_full=current.newest_full)
+
+
+def _may_go_on(current: ViewMeta, newest: NewestRows) -> bool:
+    """
+    Say whether a push may leave out what the one before it pushed.
+
+    Once a day it may not: keys that the server lost come back, and an event view's start their time to live anew, which is twice
+    the ttl. Under a ttl of less than a day it may not so much the sooner.
+    """
+    ttl = newest.view.ttl if newest.view.kind is ViewKind.EVENT else None
+    is_alike = current.definition == newest.view.definition_hash and newest.is_uniform
+    has_same_ttl = current.ttl == (None if newest.view.ttl is None else newest.view.ttl // MICROSECOND)
+    return is_alike and has_same_ttl and newest.now - from_micros(current.full_at) < min(ttl or _DAY, _DAY)
 
 
 def read_meta(stored: bytes | None, *, even_if_broken: bool) -> ViewMeta | None:
@@ -250,6 +262,8 @@ class _Push:
         else:
             self._connection.execute(f"create or replace temp table {_CHANGED} as {changed}")
             history = self._of_changed(self._newest.rows(keys=f"temp.{_CHANGED}"))
+        if history.sql is None:
+            return WriteCounts()  # the history was emptied: what is online is of an earlier generation
         self._partial = sorted(history.partial)
         self._connection.execute(f"create or replace temp table {_NEWEST} as {history.sql}")
         if current and not self.schemas().keys() <= current.schemas.keys():
@@ -270,7 +284,8 @@ class _Push:
         keys, mark = list(self._view.entity.join_keys), quote(TOMBSTONE)
         gone = f"coalesce(n.{mark}, true)" if self._view.kind is ViewKind.AGGREGATE else "n.event_timestamp is null"
         columns = [f"c.{quote(key)}" for key in keys]
-        columns.append(f"coalesce(n.event_timestamp, {timestamp(self._newest.now)}) as event_timestamp")
+        # A tombstone is older than any row: one that becomes visible later, with the same generation, must win.
+        columns.append("coalesce(n.event_timestamp, timestamp '0001-01-01') as event_timestamp")
         columns += [f"{gone} as {mark}", *(f"n.{quote(name)}" for name in self._view.feature_by_name)]
         sql = f"select {', '.join(columns)} from temp.{_CHANGED} as c left join ({history.sql}) as n using ({quote_all(keys)})"
         return History(sql, history.partial)

@@ -194,7 +194,7 @@ def test_the_age_of_the_data_passes_warns_and_fails_without_a_run(project: Proje
         project.registry = Registry([promising(promise)])
         found = look(project, "freshness", found.cursor)
         assert said(found, "data_age") == {"recent": expected}
-        state = json.loads(found.cursor or "")["recent"][0]
+        state = json.loads(found.cursor or "")["views"]["recent"][0]
         assert ready(project).views["recent"].freshness == state
         assert ready(project).status == ("stale" if state == Freshness.FAIL else "ready")
 

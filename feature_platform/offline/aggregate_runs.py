@@ -90,14 +90,22 @@ def _run(
 
 
 def _has_no_predecessor(writer: PartitionWriter, window: Window) -> bool:
-    """Say whether nothing, another definition's values, or values that came out rejected since stand before a window."""
+    """
+    Say whether nothing stands before a window, or what changes cannot build on.
+
+    That is another definition's values, and values of files that are others today: a late row is stored only at the window that
+    it entered, and that one may never be computed again. It is rejected since, or lies before the horizon.
+    """
     grid = grid_of(writer.view)
     before = grid.before(window) if grid else None
     predecessor = writer.store.partition(writer.view, before) if before else None
     if before is None or predecessor is None or predecessor.definition != writer.view.definition_hash:
         return True
     attempt = writer.store.attempt(writer.view, before)
-    return attempt is not None and attempt.outcome == "rejected"
+    if attempt is not None and attempt.outcome == "rejected":
+        return True
+    inputs = attempt.inputs if attempt else predecessor.inputs
+    return inputs is not None and inputs != writer.inputs.get(before)
 
 
 def _register_ends(connection: duckdb.DuckDBPyConnection, run: Sequence[Window]) -> None:

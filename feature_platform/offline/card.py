@@ -190,14 +190,15 @@ class DatasetCard(msgspec.Struct, frozen=True, kw_only=True):
 class Tally:
     """Counts the nulls and statuses of feature columns while they pass by."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_statuses: bool) -> None:
+        self._has_statuses = has_statuses
         self._nulls: Counter[str] = Counter()
         self._statuses: dict[str, Counter[str]] = {}
 
     def add(self, features: pa.RecordBatch) -> None:
         """Count a batch."""
-        for name, column in zip(features.schema.names, features.columns, strict=True):
-            if name.endswith(STATUS_SUFFIX):
+        for index, (name, column) in enumerate(zip(features.schema.names, features.columns, strict=True)):
+            if self._has_statuses and index % 2:  # after each feature; a feature may have such a name too
                 counts = {one["values"]: one["counts"] for one in pc.value_counts(column).to_pylist()}
                 self._statuses.setdefault(name.removesuffix(STATUS_SUFFIX), Counter()).update(counts)
             else:

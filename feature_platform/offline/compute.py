@@ -21,7 +21,7 @@ from feature_platform.offline.query import configure
 from feature_platform.offline.sources import source_views
 from feature_platform.offline.store import OfflineStore
 from feature_platform.offline.writer import PartitionReport, PartitionWriter
-from feature_platform.windows import Window, utc
+from feature_platform.windows import Window, grid_of, utc
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,7 +78,7 @@ def compute_windows(
             raise WindowError(message)
     configure(connection)
     # Before any row is read: files that change meanwhile are another fingerprint, and the next look sees it.
-    inputs = fingerprints(view, source_files(view, root), ordered, now)
+    inputs = fingerprints(view, source_files(view, root), _with_predecessors(view, ordered), now)
     writer = PartitionWriter(connection, view, store, to_micros(now), run_id, inputs)
     compute = aggregate_windows if view.kind is ViewKind.AGGREGATE else query_windows
     reports: list[PartitionReport] = []
@@ -88,3 +88,10 @@ def compute_windows(
             if progress:
                 progress(len(reports), len(ordered))
     return reports
+
+
+def _with_predecessors(view: FeatureView, windows: Sequence[Window]) -> list[Window]:
+    """Return windows and those just before them: changes build on what those hold."""
+    grid = grid_of(view) if view.kind is ViewKind.AGGREGATE else None
+    before = [grid.before(window) for window in windows] if grid else []
+    return sorted({*windows, *(window for window in before if window)})

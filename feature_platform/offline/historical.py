@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from feature_platform.errors import EntityRowsError
 from feature_platform.offline.card import CardFile, Tally, card_views, content_sha256, file_sha256, write_card
-from feature_platform.offline.point_in_time import STATUS_SUFFIX, TIME, Question, drop_spine, join_features, load_spine, output_names
+from feature_platform.offline.point_in_time import TIME, Question, drop_spine, join_features, load_spine, output_names
 from feature_platform.offline.query import first_row
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class HistoricalFeatures:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
         rows = 0
-        tally, read = Tally(), _Read()
+        tally, read = Tally(has_statuses=self._question.statuses), _Read()
         try:
             with self._rows.spooled(target.parent) as held, contextlib.ExitStack() as stack:
                 given = self._given(held, target.parent) if card else None
@@ -172,7 +172,7 @@ class HistoricalFeatures:
     def _type(self, index: int) -> pa.DataType:
         if not self._question.statuses:
             return self._question.refs[index].feature.type.arrow
-        return pa.string() if self._names[index].endswith(STATUS_SUFFIX) else self._question.refs[index // 2].feature.type.arrow
+        return pa.string() if index % 2 else self._question.refs[index // 2].feature.type.arrow
 
 
 def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

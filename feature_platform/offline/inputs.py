@@ -27,6 +27,7 @@ from feature_platform.windows import WHOLE, Window, reads_from
 __all__ = ["SourceFile", "files_of", "fingerprints", "source_files"]
 
 _MODULUS = 1 << 64
+_EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _file(source: ParquetSource, path: str, root: str, identity: tuple[int, int,
     created = _statistics(metadata, source.created_timestamp, without_nulls=True) if source.created_timestamp else None
     created_from = min((low for low, _ in created), default=None) if created else None
     # Finer units round up when they are read (law L5).
-    padded = None if spans is None else tuple((low, high + MICROSECOND) for low, high in spans)
+    padded = None if spans is None else tuple((low, high + min(MICROSECOND, _LATEST - high)) for low, high in spans)
     return SourceFile(source.name, relative, identity, padded, created_from, is_static=False)
 
 
@@ -112,7 +113,10 @@ def _statistics(metadata: Any, column: str, *, without_nulls: bool = False) -> l
             continue  # rows without a time are in no window
         if statistics is None or not statistics.has_min_max or (without_nulls and statistics.null_count):
             return None
-        low, high = _instant(statistics.min), _instant(statistics.max)
+        try:
+            low, high = _instant(statistics.min), _instant(statistics.max)
+        except (ValueError, OverflowError):  # a time that Python's calendar does not reach
+            return None
         if low is None or high is None:
             return None
         spans.append((low, high))
@@ -161,7 +165,7 @@ def _places(
         return
     known = 0
     if view.is_window_view and file.created_from is not None:
-        known = bisect_left(ends, file.created_from - view.delay)
+        known = bisect_left(ends, file.created_from - min(view.delay, file.created_from - _EARLIEST))
     if file.spans is None:
         yield known, len(ends)
         return

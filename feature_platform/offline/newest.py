@@ -126,7 +126,11 @@ class NewestRows:
         return f"select distinct {keys} from ({everything})"
 
     def has_lost_files(self, since: Seen) -> bool:
-        """Say whether a file that existed at an earlier look is gone: nothing raised the generation for that."""
+        """
+        Say whether a file that existed at an earlier look is gone, which raised no generation.
+
+        Also where the lists of what replacements changed since are gone, as after a week: nobody can tell the two apart then.
+        """
         return len(self.partitions) < since.files + len(self._changed_since(since)[1])
 
     def newest_times(self, connection: duckdb.DuckDBPyConnection) -> tuple[int | None, int | None]:

@@ -31,6 +31,7 @@ from feature_platform.windows import KEY_FORMAT, WHOLE, Window
 __all__ = ["METADATA_KEY", "TOMBSTONE", "Attempt", "OfflineStore", "Partition"]
 
 METADATA_KEY = "feature_platform"
+_CHANGES_KEPT_SECONDS = 7 * 86_400
 _FIRST_YEAR = 1000
 TOMBSTONE = "__tombstone"
 """Column of aggregate views' files: the key has no state from this row on."""
@@ -235,12 +236,14 @@ class OfflineStore:
                     if not differ(temporary, self.path(view, window), changes):
                         self.write_attempt(view, window, unchanged)
                         return False
+                    _sync(changes)
                     changes.replace(self._changes(view) / f"{generation}.parquet")
                 _sync(temporary)
                 self._write_generation(view, generation)
-                temporary.replace(self.path(view, window))
+                # First what spoke of the file that goes: without it, that one is looked at again, whatever happens now.
                 self._attempt_path(view, window).unlink(missing_ok=True)
                 self.rejected_path(view, window).unlink(missing_ok=True)
+                temporary.replace(self.path(view, window))
             finally:
                 temporary.unlink(missing_ok=True)
                 changes.unlink(missing_ok=True)
@@ -282,19 +285,22 @@ class OfflineStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{window.key}.{secrets.token_hex(4)}.tmp")
         temporary.write_text(json.dumps(asdict(attempt)), encoding="utf-8")
+        _sync(temporary)
         temporary.replace(path)
         if attempt.outcome != "rejected":
             self.rejected_path(view, window).unlink(missing_ok=True)
 
     def changes(self, view: FeatureView, *, after: int, until: int) -> dict[int, Path]:
         """Return the files of keys whose rows were changed by replacements, by generation, in `(after, until]`."""
-        found = {int(path.stem): path for path in self._changes(view).glob("*.parquet") if path.stem.isdigit()}
+        paths = [path for path in self._changes(view).glob("*.parquet") if path.stem.isdigit() and path.stat().st_size]
+        found = {int(path.stem): path for path in paths}
         return {generation: path for generation, path in sorted(found.items()) if after < generation <= until}
 
     def forget_changes(self, view: FeatureView, *, until: int) -> None:
-        """Delete what `changes` tells up to a generation: it was pushed."""
+        """Delete what `changes` tells up to a generation that was pushed, once it is a week old: others may push this history too."""
         for path in self.changes(view, after=0, until=until).values():
-            path.unlink(missing_ok=True)
+            if time.time() - path.stat().st_mtime > _CHANGES_KEPT_SECONDS:
+                path.unlink(missing_ok=True)
 
     def _changes(self, view: FeatureView) -> Path:
         return self.folder(view) / "_changes"
@@ -305,8 +311,8 @@ class OfflineStore:
     def _read_attempt(self, path: Path) -> Attempt | None:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
+        except (FileNotFoundError, ValueError):
+            return None  # of a disk that lost it: the window is looked at again
         known = {one.name for one in fields(Attempt)}
         return Attempt(**{name: value for name, value in values.items() if name in known})
 

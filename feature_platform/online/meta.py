@@ -43,6 +43,7 @@ class ViewMeta:
         full_generation: Generation of the last push of all rows; rows of earlier generations do not count.
         full_at: When that was, as `materialized_at`.
         files: How many partitions existed then, if all were of one definition: the next push can tell what changed since.
+        ttl: Of the view then, in microseconds: the server's own expiry went by it.
         rows: How many the last push wrote that wrote any.
         removed: How many keys lost their value in it.
         newest_source_timestamp: The age of the data itself: of a window view, the newest source row that was read; of an event view,
@@ -60,6 +61,7 @@ class ViewMeta:
     full_generation: int = 0
     full_at: int = 0
     files: int | None = None
+    ttl: int | None = None
     rows: int = 0
     removed: int = 0
     newest_source_timestamp: int | None = None

@@ -173,6 +173,7 @@ def _compute(
         refused,
         {feature: find_unusual(feature, reports, partitions) for feature in view.feature_by_name},
         settings.root,
+        partitions[-1].window if partitions else None,
     )
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 import dagster as dg
+import msgspec
 
 from feature_platform.model import ON_UPDATE, FeatureView
 from feature_platform.offline.due import pending_windows
@@ -22,7 +24,9 @@ from feature_platform.settings import Settings
 from feature_platform.windows import WHOLE, Window, adjacent, cron_of
 from feature_platform.wording import span
 
-__all__ = ["job_of", "online_condition", "online_sensor", "run_requests", "schedule_of", "tick_cron"]
+__all__ = ["job_of", "online_condition", "online_sensor", "remembered", "run_requests", "schedule_of", "tick_cron"]
+
+_Memory = TypeVar("_Memory", bound=msgspec.Struct)
 
 _POLL = "*/5 * * * *"
 _RETRY_FAILED = "*/10 * * * *"
@@ -116,8 +120,9 @@ def _due(instance: dg.DagsterInstance, view: FeatureView, store: OfflineStore, s
 
     The command line's files are not among those: they name no run.
     """
-    due = pending_windows(view, store, source_files(view, settings.root), now).due
-    written = {key_of(view, one.window): one.window for one in store.partitions(view) if one.run_id}
+    pending = pending_windows(view, store, source_files(view, settings.root), now)
+    due, waits = pending.due, set(pending.rejected)
+    written = {key_of(view, one.window): one.window for one in store.partitions(view) if one.run_id and one.window not in waits}
     if not written:
         return due
     reported = instance.get_materialized_partitions(feature_key(view, view.features[0].name))
@@ -178,3 +183,11 @@ def online_sensor() -> dg.AutomationConditionSensorDefinition:
         minimum_interval_seconds=10,
         description="Pushes a view to the online store after its history was written.",
     )
+
+
+def remembered(cursor: str | None, kind: type[_Memory]) -> _Memory:
+    """Return what a sensor's cursor holds; begin anew where it holds nothing that can be read, or the sensor would fail for ever."""
+    try:
+        return msgspec.json.decode(cursor or "", type=kind)
+    except msgspec.DecodeError:
+        return kind()

@@ -8,17 +8,18 @@ as the store itself says, and it is looked at whether or not anything runs. Know
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
+import msgspec
 
 from feature_platform.dtypes import from_micros
 from feature_platform.errors import FeaturePlatformError
 from feature_platform.materialization import MaterializationReport, read_meta
 from feature_platform.model import FeatureView, Freshness
 from feature_platform.online.layout import meta_key
+from feature_platform.orchestration.automation import remembered
 from feature_platform.orchestration.resources import OnlineStoreResource
 from feature_platform.orchestration.translator import online_key
 from feature_platform.settings import Settings
@@ -30,6 +31,12 @@ DATA_AGE = "data_age"
 _SECONDS = 30
 # Said again so often though nothing changed, for the age in its metadata.
 _SAID_AGAIN = timedelta(minutes=10)
+
+
+class _Said(msgspec.Struct):
+    """What the sensor said last: of each view its state, and when, in seconds."""
+
+    views: dict[str, tuple[str, float]] = {}
 
 
 def data_age_specs(view: FeatureView) -> list[dg.AssetCheckSpec]:
@@ -65,7 +72,7 @@ def freshness_sensor(views: Iterable[FeatureView], settings: Settings) -> dg.Sen
             metas = [read_meta(value, even_if_broken=True) for value in values]
         except FeaturePlatformError as exc:
             return dg.SkipReason(f"The online store does not tell how old its data is: {exc}")
-        said: dict[str, tuple[str, float]] = json.loads(context.cursor) if context.cursor else {}
+        said = remembered(context.cursor, _Said).views
         events: list[dg.AssetCheckEvaluation] = []
         for view, meta in zip(promising, metas, strict=True):
             if meta is None:
@@ -79,7 +86,11 @@ def freshness_sensor(views: Iterable[FeatureView], settings: Settings) -> dg.Sen
             events.append(
                 dg.AssetCheckEvaluation(online_key(view), DATA_AGE, state is Freshness.PASS, metadata, severity=severity, blocking=False)
             )
-        return dg.SensorResult(asset_events=events, cursor=json.dumps(said), skip_reason=None if events else "No view's state changed.")
+        return dg.SensorResult(
+            asset_events=events,
+            cursor=msgspec.json.encode(_Said(said)).decode(),
+            skip_reason=None if events else "No view's state changed.",
+        )
 
     return look
 

@@ -50,6 +50,7 @@ class Outcome:
         refused: Why a window's rows were not even computed.
         unusual: What is unusual about the written partitions, by feature.
         root: The project folder: paths are shown from there.
+        newest: The newest window of the view's history.
     """
 
     reports: Sequence[PartitionReport]
@@ -58,6 +59,7 @@ class Outcome:
     refused: Mapping[Window, str] = field(default_factory=dict)
     unusual: Mapping[str, Sequence[str]] = field(default_factory=dict)
     root: Path = field(default_factory=Path)
+    newest: Window | None = None
 
     @property
     def promoted(self) -> list[PartitionReport]:
@@ -142,7 +144,8 @@ def _log(context: dg.AssetExecutionContext, view: FeatureView, feature: str, out
     """
     Record one feature's partitions and its checks by hand, tied together: the online asset asks for those of the newest write.
 
-    A check that failed for some windows only is followed by one that speaks of the newest: that is what would be pushed.
+    A check that failed for some windows only is followed by one that speaks of the newest of the history: that is what would be
+    pushed.
     """
     key = feature_key(view, feature)
     for report in outcome.promoted:
@@ -154,13 +157,13 @@ def _log(context: dg.AssetExecutionContext, view: FeatureView, feature: str, out
                 tags={"dagster/code_version": view.definition_hash},
             )
         )
-    records = context.instance.fetch_materializations(key, limit=1).records if outcome.promoted else []
+    records = context.instance.fetch_materializations(key, limit=1).records
     target = [
         AssetCheckEvaluationTargetMaterializationData(storage_id=one.storage_id, run_id=one.run_id, timestamp=one.timestamp)
         for one in records
     ]
     bad = {*outcome.refused, *outcome.problems, *(report.window for report in outcome.rejected)}
-    newest = max({report.window for report in outcome.promoted} | bad)
+    newest = max({report.window for report in outcome.promoted} | bad | ({outcome.newest} if outcome.newest else set()))
     for one in _judge(view, feature, outcome):
         judged = [one] if one.passed or newest in bad or not one.blocking else [one, _Check(one.name, passed=True, metadata=one.metadata)]
         for check in judged:

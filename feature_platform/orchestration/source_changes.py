@@ -7,18 +7,18 @@ Knows Dagster's sensors. Which windows a changed file concerns is `offline.due`'
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
+import msgspec
 
 from feature_platform.model import FeatureView
-from feature_platform.offline.due import pending_windows
+from feature_platform.offline.due import Pending, pending_windows
 from feature_platform.offline.inputs import SourceFile, files_of, source_files
 from feature_platform.offline.store import OfflineStore
-from feature_platform.orchestration.automation import run_requests
+from feature_platform.orchestration.automation import remembered, run_requests
 from feature_platform.orchestration.reporting import late_data_evaluations
 from feature_platform.orchestration.translator import source_key
 from feature_platform.registry import Registry
@@ -29,6 +29,38 @@ __all__ = ["late_data_sensor", "update_sensor"]
 
 _FOLLOW_SECONDS = 5
 _WATCH_SECONDS = 30
+
+
+class _Mark(msgspec.Struct):
+    """
+    What was seen of a view: how many windows of it are marked, which ones (as a digest), and the generation of its history.
+
+    A digest, since the daemon sends the cursor back and forth with every look.
+    """
+
+    late: int = 0
+    waiting: int = 0
+    windows: str = ""
+    generation: int = 0
+
+    @classmethod
+    def of(cls, pending: Pending, generation: int) -> _Mark:
+        keys = ["late", *(one.key for one in pending.late), "waiting", *(one.key for one in pending.waiting)]
+        marked = bool(pending.late or pending.waiting)
+        digest = hashlib.sha256(" ".join(keys).encode()).hexdigest()[:16] if marked else ""
+        return cls(len(pending.late), len(pending.waiting), digest, generation)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is marked."""
+        return not self.late and not self.waiting
+
+
+class _Seen(msgspec.Struct):
+    """What the sensor saw last: a digest of each source's files, and each view's mark."""
+
+    sources: dict[str, str] = {}
+    views: dict[str, _Mark] = {}
 
 
 def update_sensor(view: FeatureView, job: dg.UnresolvedAssetJobDefinition, settings: Settings) -> dg.SensorDefinition:
@@ -81,28 +113,28 @@ def late_data_sensor(
     )
     def look(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         now = datetime.now(UTC)
-        before: dict[str, Any] = json.loads(context.cursor) if context.cursor else {}
+        before = remembered(context.cursor, _Seen)
         files = {name: files_of(source, settings.root) for name, source in registry.sources.items()}
-        seen: dict[str, Any] = {"sources": {name: _digest(its) for name, its in files.items()}, "views": {}}
-        changed = {name for name, digest in seen["sources"].items() if digest != before.get("sources", {}).get(name)}
+        seen = _Seen({name: _digest(its) for name, its in files.items()})
+        changed = {name for name, digest in seen.sources.items() if digest != before.sources.get(name)}
         events: list[Any] = [_observation(registry, name, files[name]) for name in sorted(changed)]
         requests: list[dg.RunRequest] = []
         for view in views:
-            mark = before.get("views", {}).get(view.name)
-            # Marked windows are looked at until somebody has computed them; where there are none, with the next change of a file.
-            if mark and not mark["late"] and not mark["waiting"] and changed.isdisjoint(source.name for source in view.sources):
-                seen["views"][view.name] = mark
+            mark, generation = before.views.get(view.name), store.generation(view)
+            # Nothing to see: nothing was marked, no file changed, and no partition was written, which an older file may be behind.
+            if mark and mark.settled and mark.generation == generation and changed.isdisjoint(source.name for source in view.sources):
+                seen.views[view.name] = mark
                 continue
             its = [file for source in view.sources for file in files[source.name]]
             pending = pending_windows(view, store, its, now)
-            seen["views"][view.name] = {name: [one.key for one in getattr(pending, name)] for name in ("late", "waiting")}
-            if seen["views"][view.name] != (mark or {"late": [], "waiting": []}):
+            seen.views[view.name] = new = _Mark.of(pending, generation)
+            if new.windows != (mark or _Mark()).windows:
                 events += late_data_evaluations(view, pending)
             occasion = _occasion(pending.late, its, now)
             found = run_requests(context.instance, view, pending.late, tick=occasion, job_name=jobs[view.name].name)
             requests += [] if isinstance(found, dg.SkipReason) else found
         skip = None if requests or events else "No file changed under a computed window."
-        return dg.SensorResult(run_requests=requests, asset_events=events, cursor=json.dumps(seen), skip_reason=skip)
+        return dg.SensorResult(run_requests=requests, asset_events=events, cursor=msgspec.json.encode(seen).decode(), skip_reason=skip)
 
     return look
 
