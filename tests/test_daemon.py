@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,14 +24,16 @@ import pytest
 from feature_platform import FeatureStore, Settings
 from feature_platform.errors import NotMaterializedError
 from feature_platform.online.embedded import stop_server
+from feature_platform.online.retrieval import FeatureValue
 from feature_platform.settings import load_registry
+from feature_platform.windows import KEY_FORMAT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
 REPOSITORY = Path(__file__).parent.parent
-SECONDS = 200.0
+SECONDS = 300.0
 T = TypeVar("T")
-DAY = timedelta(days=1)
+DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
 
 VIEWS = """
 from datetime import UTC, datetime, timedelta
@@ -73,14 +76,34 @@ def write_plays(root: Path, day: datetime, title: str) -> None:
 
 @dataclass
 class Project:
-    """A small project whose daemon runs."""
+    """A small project; its daemon runs until it is killed, and can be started again."""
 
     root: Path
     environment: dict[str, str]
     instance: dg.DagsterInstance
-    daemon: subprocess.Popen[bytes]
     today: datetime
+    first: datetime
     deadline: float
+    daemon: subprocess.Popen[bytes] = field(init=False)
+
+    def start(self) -> None:
+        """Start the daemon, in a session of its own: code server and runs are its children, and end with it."""
+        command = [str(Path(sys.executable).parent / "dagster-daemon"), "run", "-w", "workspace.yaml"]
+        with (self.root / "daemon.log").open("ab") as log:
+            self.daemon = subprocess.Popen(command, cwd=self.root, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+
+    def stop(self) -> None:
+        """Stop the daemon as Ctrl-C does, and kill what outlives that."""
+        os.killpg(self.daemon.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.daemon.wait(15)
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill the daemon, its code server and its runs."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.daemon.pid, signal.SIGKILL)
+        self.daemon.wait()
 
     def until(self, what: str, look: Callable[[], T | None]) -> T:
         """Wait for something to be there."""
@@ -134,6 +157,10 @@ class Project:
 
     def online(self, view: str) -> dict[str, object]:
         """Return what the online store answers for the one user."""
+        return {name: one.value for name, one in self.answers(view).items()}
+
+    def answers(self, view: str) -> dict[str, FeatureValue]:
+        """Return the same with statuses and times; nothing before the first push."""
         settings = Settings(root=self.root)
         registry = load_registry(Settings(root=self.root, registry="small_views:registry"))
         with FeatureStore(registry, settings) as store:
@@ -141,7 +168,7 @@ class Project:
                 answer = store.get_online_features([f"{view}:{name}" for name in registry.view(view).feature_by_name], [{"user_id": "ann"}])
             except NotMaterializedError:
                 return {}
-        return {name: values[0] for name, values in answer.to_dict().items() if name != "user_id"}
+        return dict(answer.rows[0])
 
 
 @pytest.fixture
@@ -154,7 +181,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project
     home.mkdir()
     for day in range(-7, 2):
         write_plays(root, today + day * DAY, "dune")
-    first = now.replace(second=0, microsecond=0) - timedelta(minutes=5)
+    first = now.replace(second=0, microsecond=0) - 5 * MINUTE
     (root / "small_views.py").write_text(VIEWS.replace("MINUTE", first.isoformat()).replace("DAY", (today - 6 * DAY).isoformat()))
     (root / "definitions.py").write_text(DEFINITIONS)
     (root / "pyproject.toml").write_text('[tool.feature_platform]\nregistry = "small_views:registry"\n')
@@ -163,19 +190,14 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("FEATURE_PLATFORM_", "DAGSTER_"))}
     environment |= {"DAGSTER_HOME": str(home), "PYTHONPATH": str(REPOSITORY), "FEATURE_PLATFORM_RUN_SCHEDULES": "true"}
     monkeypatch.syspath_prepend(str(root))
-    command = [str(Path(sys.executable).parent / "dagster-daemon"), "run", "-w", "workspace.yaml"]
-    with (root / "daemon.log").open("wb") as log, dg.DagsterInstance.from_config(str(home)) as instance:
-        # A session of its own: code server and runs are its children, and end with it.
-        daemon = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log, start_new_session=True)
+    monkeypatch.delitem(sys.modules, "small_views", raising=False)  # that of another test starts at another minute
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        project = Project(root, environment, instance, today, first, time.monotonic() + SECONDS)
+        project.start()
         try:
-            yield Project(root, environment, instance, daemon, today, time.monotonic() + SECONDS)
+            yield project
         finally:
-            os.killpg(daemon.pid, signal.SIGINT)
-            try:
-                daemon.wait(15)
-            except subprocess.TimeoutExpired:
-                os.killpg(daemon.pid, signal.SIGKILL)
-                daemon.wait()
+            project.stop()
             stop_server(Settings(root=root).online_root)
 
 
@@ -219,3 +241,29 @@ def test_what_the_daemon_runs_reaches_the_online_store(project: Project) -> None
     pushes = project.instance.fetch_materializations(dg.AssetKey(["online", "minutely"]), limit=100).records
     assert first.dagster_run.run_id in {push.run_id for push in pushes}, "a tick's run pushes what it computed"
     assert project.online("minutely") == {"plays_1d": 144}
+
+
+@pytest.mark.timeout(840)
+def test_an_outage_of_the_daemon_leaves_no_partition_out(project: Project) -> None:
+    """Killed for three ticks and started again, it has every minute since the start computed once, in a run a tick at most, and pushed."""
+    tags = {"dagster/schedule_name": "minutely_schedule"}
+    before = len(project.until("the first tick's run", lambda: project.ended(tags)))
+    project.kill()
+    killed_in = datetime.now(UTC).replace(second=0, microsecond=0)
+    back = killed_in + 3 * MINUTE
+    time.sleep((back - datetime.now(UTC)).total_seconds() + 1)
+    wanted = {f"{project.first + index * MINUTE:{KEY_FORMAT}}" for index in range((back - project.first) // MINUTE)}
+    assert len(wanted - project.written("minutely", "plays_1d").keys()) >= 3, "nothing was computed meanwhile"
+
+    project.start()
+    project.deadline = time.monotonic() + SECONDS
+    project.until("every minute's partition", lambda: wanted <= project.written("minutely", "plays_1d").keys() or None)
+    runs = project.until("the end of their runs", lambda: project.ended(tags))
+    ticks = (datetime.now(UTC) - killed_in) // MINUTE
+    assert 0 < len(runs) - before <= ticks
+    records = project.instance.fetch_materializations(dg.AssetKey(["features", "minutely", "plays_1d"]), limit=1000).records
+    assert len(records) == len({record.partition_key for record in records}), "no minute was computed twice"
+    answer = project.answers("minutely")["plays_1d"]
+    assert answer.value == 144
+    assert answer.event_timestamp is not None
+    assert answer.event_timestamp >= back, "what the last missed tick asked for is online"
