@@ -14,7 +14,7 @@ from typing import Any, Final
 import click
 from rich.console import Console
 
-from benchmarks import backfill, graph, http_api, materialize, pit, sdk
+from benchmarks import backfill, event_to_redis, graph, http_api, materialize, pit, sdk
 from benchmarks.machine import describe_machine, describe_versions
 from benchmarks.measuring import BenchmarkError, Context, Tally
 from benchmarks.report import print_document, to_markdown
@@ -28,6 +28,7 @@ BENCHMARKS: Final = {
     "http": http_api.run,
     "graph": graph.run,
     "backfill": backfill.run,
+    "latency": event_to_redis.run,
 }
 PEERS: Final = ("duckdb", "polars", "pandas", "feast")
 _INSTALLED: Final = "duckdb,polars,pandas"

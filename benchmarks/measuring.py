@@ -104,12 +104,22 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One subject's runs of one case."""
+    """
+    One subject's runs of one case.
+
+    Attributes:
+        case: Its name.
+        subject: Who was measured.
+        runs: In the order made.
+        equal: Whether all of them gave the right answers.
+        p90_seconds: 90th percentile of the runs, where they are many.
+    """
 
     case: str
     subject: str
     runs: list[Run]
     equal: bool
+    p90_seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the row that every benchmark of this project writes."""
@@ -124,7 +134,8 @@ class Result:
             "equal": self.equal,
         }
         p50 = _median([run.p50_ms for run in self.runs])
-        return row if p50 is None else {**row, "p50_ms": p50}
+        more = {"p50_ms": p50, "p90_seconds": None if self.p90_seconds is None else _rounded(self.p90_seconds)}
+        return row | {name: value for name, value in more.items() if value is not None}
 
 
 @dataclass
@@ -134,7 +145,7 @@ class Tally:
 
     Attributes:
         results: In the order measured.
-        left_out: Why subjects are missing, or were not measured whole, one line each.
+        left_out: What the table does not tell: why subjects are missing or were not measured whole, a percentile; one line each.
     """
 
     results: list[Result] = field(default_factory=list)

@@ -8,14 +8,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteInstigatorOrigin, RemoteRepositoryOrigin
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    InstigatorType,
+    SensorInstigatorData,
+    TickData,
+    TickStatus,
+)
+from dagster._utils.error import SerializableErrorInfo
 from rich.console import Console
 
 from benchmarks.__main__ import BENCHMARKS, main, run_benchmarks
 from benchmarks.checksums import checksum_of_batches
+from benchmarks.daemon import ended_ticks
 from benchmarks.histories import History, ensure_history
 from benchmarks.measuring import REFERENCE, BenchmarkError, Context, Run, Subject, Tally, measure, percentile_ms, size_text
 from benchmarks.report import print_document, to_markdown
@@ -30,13 +42,21 @@ SUBJECTS = {
         "100 x 10 c=16": {REFERENCE, "redis_benchmark"},
         "1 x 3 at 1000/s": {REFERENCE},
     },
-    "graph": {"10 features": {REFERENCE, "empty"}},
+    "graph": {
+        "10 features": {REFERENCE, "empty"},
+        "10 features: schedules": {REFERENCE},
+        "10 features: late_data": {REFERENCE},
+        "10 features: freshness": {REFERENCE},
+        "10 features: automation": {REFERENCE},
+    },
     "backfill": {
         "aggregate 4 hours": {REFERENCE, "run_per_partition", "bare_compute"},
         "snapshot 3 days": {REFERENCE, "run_per_partition", "bare_compute"},
     },
+    "latency": {"1 arrivals": {REFERENCE, "until_looked", "tick", "queue", "launch", "compute", "push"}},
 }
 MAY_BE_ABSENT = {"redis_cli_pipe", "redis_benchmark"}
+SOME_HAVE = {"p50_ms", "p90_seconds"}
 FIELDS = ["case", "subject", "seconds", "spread", "peak_rss_mb", "rate", "p99_ms", "equal"]
 
 
@@ -57,7 +77,7 @@ def test_a_benchmark_compares_equal_answers_and_writes_the_one_shape(name: str, 
     assert {"python", "duckdb", "dagster"} <= document["versions"].keys()
     found: dict[str, set[str]] = {}
     for row in document["cases"]:
-        assert [field for field in row if field != "p50_ms"] == FIELDS
+        assert [field for field in row if field not in SOME_HAVE] == FIELDS
         assert row["equal"] is True
         assert 0 < row["spread"][0] <= row["seconds"] <= row["spread"][1]
         found.setdefault(row["case"], set()).add(row["subject"])
@@ -212,3 +232,42 @@ def test_a_kept_history_that_the_platform_no_longer_reads_is_made_again(tmp_path
     ensure_history(history, tmp_path)
     with FeatureStore(history.registry(), history.settings(folder)) as store:
         assert [one.rows for one in store.offline.partitions(store.registry.view("v0"))] == [200]
+
+
+def test_the_parts_of_an_arrival_add_up_to_its_whole_way(tmp_path: Path) -> None:
+    """What a file waits for is in one of the parts, and in no two of them; each has its 90th percentile."""
+    document, notes = run_tiny("latency", tmp_path)
+    whole, *parts = document["cases"]
+    assert whole["subject"] == REFERENCE
+    assert sum(part["seconds"] for part in parts) == pytest.approx(whole["seconds"], rel=0.01)
+    assert all(row["p90_seconds"] == row["seconds"] for row in document["cases"]), "of one arrival"
+    assert notes == [f"1 arrivals: 90 % of them within {whole['seconds']:.3g} s"]
+
+
+def test_the_ticks_of_a_daemon_are_timed_and_one_that_failed_ends_the_benchmark(tmp_path: Path) -> None:
+    """Ticks under way do not count, and no median hides an error."""
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("any"), "any"), "late_data")
+        state = InstigatorState(origin, InstigatorType.SENSOR, InstigatorStatus.RUNNING, SensorInstigatorData())
+        instance.add_instigator_state(state)
+
+        def tick(status: TickStatus, seconds: float | None) -> None:
+            instance.create_tick(
+                TickData(
+                    instigator_origin_id=state.instigator_origin_id,
+                    instigator_name=state.name,
+                    instigator_type=InstigatorType.SENSOR,
+                    status=status,
+                    timestamp=1000.0,
+                    end_timestamp=None if seconds is None else 1000.0 + seconds,
+                    selector_id=state.selector_id,
+                    error=SerializableErrorInfo("out of time", [], None) if status is TickStatus.FAILURE else None,
+                )
+            )
+
+        tick(TickStatus.SKIPPED, 1.5)
+        tick(TickStatus.STARTED, None)
+        assert ended_ticks(instance) == {"late_data": [1.5]}
+        tick(TickStatus.FAILURE, 60.0)
+        with pytest.raises(BenchmarkError, match="a tick of late_data failed: out of time"):
+            ended_ticks(instance)
