@@ -22,7 +22,7 @@ from dagster._core.scheduler.instigation import (
     TickData,
     TickStatus,
 )
-from dagster._utils.error import SerializableErrorInfo
+from dagster_shared.error import SerializableErrorInfo
 from rich.console import Console
 
 from benchmarks.__main__ import BENCHMARKS, main, run_benchmarks
