@@ -51,7 +51,7 @@ class _Arrival:
 
     Attributes:
         arrived: It got its name.
-        looked: The sensor's tick that asked for the run began.
+        looked: The sensor's tick that asked for the run began, or was under way.
         enqueued: The run was asked for.
         dequeued: The queue gave it to the launcher.
         computing: Its first step began.
@@ -178,7 +178,8 @@ def _way(daemon: Daemon, arrived: float, readable: float, title: str) -> _Arriva
 
     return _Arrival(
         arrived=arrived,
-        looked=daemon.until("the tick's end", looked),
+        # A tick that had begun may see the file as well; the microsecond says that nothing was waited for.
+        looked=max(daemon.until("the tick's end", looked), arrived + 1e-6),
         enqueued=first(dg.DagsterEventType.PIPELINE_ENQUEUED),
         dequeued=first(dg.DagsterEventType.PIPELINE_STARTING),
         computing=first(dg.DagsterEventType.STEP_START),
