@@ -300,9 +300,9 @@ class Overtaken(OfflineStore):
     other: threading.Thread
 
     def write_attempt(self, view: FeatureView, window: Window, attempt: Attempt) -> None:
-        """Let the other process write first."""
+        """Let the other process write first, if nothing holds it up."""
         MAY_WRITE.set()
-        self.other.join()
+        self.other.join(1)
         super().write_attempt(view, window, attempt)
 
 
@@ -324,6 +324,7 @@ def test_a_window_found_unchanged_says_so_of_the_file_that_it_was_compared_with(
         store.offline.other = slow
         (report,) = store.compute(start=T0, end=now, now=now)
         assert report.outcome == "unchanged"
+        slow.join(60)
         assert answers(store, ["n"], [now], ["bob"]) == [(1, PRESENT)]
         assert hours(look(store, now).waiting) == [1]
 
@@ -393,7 +394,7 @@ def test_a_file_that_changes_while_its_window_is_computed_is_marked_later(projec
     pending = pending_windows(view, project.store, source_files(view, project.settings.root), now)
     assert [window.start for window in pending.waiting] == [START]
     marks = json.loads(evaluate(project, "late_data", cursors[0]).cursor or "{}")["views"]["hooked"]
-    assert marks["waiting"] == ["2026-01-01T0000Z"]
+    assert marks["waiting"] == 1
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from feature_platform.settings import Settings
 from feature_platform.windows import WHOLE, Window, adjacent, cron_of
 from feature_platform.wording import span
 
-__all__ = ["job_of", "online_condition", "online_sensor", "remembered", "run_requests", "schedule_of", "tick_cron"]
+__all__ = ["job_of", "nothing_due", "online_condition", "online_sensor", "remembered", "run_requests", "schedule_of", "tick_cron"]
 
 _Memory = TypeVar("_Memory", bound=msgspec.Struct)
 
@@ -83,7 +83,7 @@ def run_requests(
     """
     wanted = sorted(due)
     if not wanted:
-        return dg.SkipReason(f"{view.name}: every closed window is computed.")
+        return dg.SkipReason(nothing_due(view))
     busy = [_span(run, view) for run in instance.get_runs(dg.RunsFilter(statuses=_IN_PROGRESS)) if _computes(run, view)]
     open_windows = [window for window in wanted if not any(start <= window.start and window.end <= end for start, end in busy)]
     if not open_windows:
@@ -91,6 +91,11 @@ def run_requests(
     if view.schedule is None:
         return [dg.RunRequest(run_key=f"{view.name}:all@{tick}", job_name=job_name)]
     return [_request(view, stretch, tick, job_name) for stretch in adjacent(open_windows)]
+
+
+def nothing_due(view: FeatureView) -> str:
+    """Say that a view has nothing to compute."""
+    return f"{view.name}: every closed window is computed."
 
 
 def _request(view: FeatureView, stretch: list[Window], tick: str, job_name: str | None) -> dg.RunRequest:

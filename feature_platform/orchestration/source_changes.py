@@ -18,7 +18,7 @@ from feature_platform.model import FeatureView
 from feature_platform.offline.due import Pending, pending_windows
 from feature_platform.offline.inputs import SourceFile, files_of, source_files
 from feature_platform.offline.store import OfflineStore
-from feature_platform.orchestration.automation import remembered, run_requests
+from feature_platform.orchestration.automation import nothing_due, remembered, run_requests
 from feature_platform.orchestration.reporting import late_data_evaluations
 from feature_platform.orchestration.translator import source_key
 from feature_platform.registry import Registry
@@ -27,7 +27,8 @@ from feature_platform.windows import Window
 
 __all__ = ["late_data_sensor", "update_sensor"]
 
-_FOLLOW_SECONDS = 5
+# The daemon looks for sensors that are due every 5 s; one of 5 s is often due a moment later, and waits for the next look.
+_FOLLOW_SECONDS = 4
 _WATCH_SECONDS = 30
 
 
@@ -80,6 +81,8 @@ def update_sensor(view: FeatureView, job: dg.UnresolvedAssetJobDefinition, setti
         if not files:
             return dg.SensorResult(skip_reason=f"{view.name}: its sources have no files yet.")
         due = pending_windows(view, store, files, now).due
+        if not due:  # asked before the instance is opened, which is most of what a look costs
+            return dg.SensorResult(skip_reason=nothing_due(view))
         found = run_requests(context.instance, view, due, tick=_occasion(due, files, now))
         if isinstance(found, dg.SkipReason):
             return dg.SensorResult(skip_reason=found)
@@ -130,6 +133,8 @@ def late_data_sensor(
             seen.views[view.name] = new = _Mark.of(pending, generation)
             if new.windows != (mark or _Mark()).windows:
                 events += late_data_evaluations(view, pending)
+            if not pending.late:
+                continue
             occasion = _occasion(pending.late, its, now)
             found = run_requests(context.instance, view, pending.late, tick=occasion, job_name=jobs[view.name].name)
             requests += [] if isinstance(found, dg.SkipReason) else found
