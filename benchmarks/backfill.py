@@ -27,7 +27,8 @@ import pyarrow.parquet as pq
 from benchmarks.checksums import checksum_of_batches
 from benchmarks.measuring import REFERENCE, BenchmarkError, Context, Run, Subject, Tally, measure, worker_environment
 from feature_platform import Aggregate, Entity, Feature, FeatureStore, FeatureView, ParquetSource, Registry, Settings
-from feature_platform.windows import KEY_FORMAT
+from feature_platform.orchestration.partitions import key_of
+from feature_platform.windows import Window
 
 __all__ = ["registry", "run", "settings"]
 
@@ -40,10 +41,14 @@ _INSTANCE: Final = Path(__file__).parent.parent / "dagster.yaml"
 _DEFINITIONS: Final = """\
 from pathlib import Path
 
-from benchmarks.backfill import registry, settings
-from feature_platform.orchestration import build_definitions
+import dagster as dg
 
-definitions = build_definitions(registry(), settings(Path(__file__).parent))
+from benchmarks.backfill import registry, settings
+from feature_platform.orchestration import build_definitions, feature_keys
+
+# What a person's backfill selects: the features alone. The push that follows is a run of its own.
+jobs = [dg.define_asset_job(f"backfill_{view.name}", selection=feature_keys(view)) for view in registry().views.values()]
+definitions = dg.Definitions.merge(build_definitions(registry(), settings(Path(__file__).parent)), dg.Definitions(jobs=jobs))
 """
 _BARE: Final = """\
 import sys
@@ -71,6 +76,10 @@ class _Backfill:
     def case(self) -> str:
         """The name of the case."""
         return f"{self.view} {self.count} {'hours' if self.window == _HOUR else 'days'}"
+
+    def key(self, start: datetime) -> str:
+        """Return the partition key of the window that starts then."""
+        return key_of(registry().view(self.view), Window(start, start + self.window))
 
     def end(self, windows: int) -> datetime:
         """Return the end of the first windows."""
@@ -108,7 +117,7 @@ class _Project:
         return time.perf_counter() - started
 
     def execute(self, tags: dict[str, str]) -> float:
-        job = f"{self.backfill.view}_refresh"
+        job = f"backfill_{self.backfill.view}"
         return self.seconds(["-m", "dagster", "job", "execute", "-f", "definitions.py", "-j", job, "--tags", json.dumps(tags)])
 
     def compute(self) -> float:
@@ -196,7 +205,7 @@ def _one_run(project: _Project) -> Run:
     project.emptied()
     first, last = _START, backfill.end(backfill.count - 1)
     seconds = project.execute(
-        {"dagster/asset_partition_range_start": f"{first:{KEY_FORMAT}}", "dagster/asset_partition_range_end": f"{last:{KEY_FORMAT}}"}
+        {"dagster/asset_partition_range_start": backfill.key(first), "dagster/asset_partition_range_end": backfill.key(last)}
     )
     return Run(seconds=seconds, rate=backfill.count / seconds, checksum=project.answers(backfill.count))
 
@@ -205,7 +214,7 @@ def _run_per_partition(project: _Project, *, first: str, whole: str) -> Run:
     """Execute the first windows in a run each; the rest would take as long each."""
     backfill = project.backfill
     project.emptied()
-    spent = sum(project.execute({"dagster/partition": f"{backfill.end(index):{KEY_FORMAT}}"}) for index in range(backfill.alone))
+    spent = sum(project.execute({"dagster/partition": backfill.key(backfill.end(index))}) for index in range(backfill.alone))
     found = project.answers(backfill.alone)
     return Run(seconds=spent / backfill.alone * backfill.count, rate=backfill.alone / spent, checksum=whole if found == first else found)
 

@@ -73,11 +73,13 @@ def killed(*arguments, **options):
 
 
 POINTS = {
-    "after-the-file-is-written": ("fsync", 1),
-    "before-the-counter-is-synced": ("fsync", 2),
-    "before-the-counter-is-renamed": ("replace", 1),
-    "before-the-file-is-renamed": ("replace", 2),
-    "after-the-file-is-renamed": ("fsync", 3),
+    "after-the-changed-keys-are-written": ("fsync", 1),
+    "before-the-changed-keys-are-renamed": ("replace", 1),
+    "after-the-file-is-written": ("fsync", 2),
+    "before-the-counter-is-synced": ("fsync", 3),
+    "before-the-counter-is-renamed": ("replace", 2),
+    "before-the-file-is-renamed": ("replace", 3),
+    "after-the-file-is-renamed": ("fsync", 4),
 }
 
 
@@ -102,12 +104,15 @@ def test_killed_at_any_step_of_a_write_the_file_is_old_or_new(tmp_path: Path, po
         write_values(tmp_path, 2, 1_000)
         code, output = finish(child(tmp_path, kill_at(point, times) + "\nstore_of(root, views()[0]).compute(now=NOW)"))
         assert code == -signal.SIGKILL, output
-        assert assert_whole(store, view) == {2 if point == "fsync" and times == 3 else 1}
+        assert assert_whole(store, view) == {2 if (point, times) == POINTS["after-the-file-is-renamed"] else 1}
         assert store.offline.generation(view) >= before
         after = store.compute(now=NOW)[0].partition.generation
         assert after > before
         assert assert_whole(store, view) == {2}
-        assert not list(store.offline.folder(view).glob(".*.tmp"))
+        write_values(tmp_path, 3, 1_000)
+        store.compute(now=NOW)
+        assert not list(store.offline.folder(view).rglob(".*.tmp"))
+        assert store.offline.changes(view, after=store.offline.generation(view), until=10**18) == {}
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ def test_the_newest_row_of_each_key_is_pushed(tmp_path: Path) -> None:
         assert counts(report) == (2, 2, 0, 0)
         assert report.newest_event_timestamp == T0 + HOUR
         assert online(store, "values:value", "ann", "bob", "zoe") == [(None, NULL_VALUE), (2, PRESENT), (None, NOT_FOUND)]
-        assert counts(store.materialize(now=NOW)[0]) == (1, 1, 0, 0)
+        assert counts(store.materialize(now=NOW)[0]) == (3, 3, 0, 0)
         assert online(store, "values:value", "zoe") == [(5, PRESENT)]
 
 
