@@ -196,7 +196,7 @@ def _measure(context: Context, tally: Tally, project: _Project) -> None:
         subjects.append(Subject("run_per_partition", partial(_run_per_partition, project, first=first, whole=whole)))
         subjects.append(Subject("bare_compute", partial(_bare_compute, project)))
         tally.left_out.append(f"{backfill.case}: run_per_partition is {backfill.alone} runs, extrapolated to {backfill.count}")
-    measure(context, tally, backfill.case, subjects, runs=context.of_size(tiny=1, quick=3, full=3), expected=whole)
+    measure(context, tally, backfill.case, subjects, runs=context.of_size(tiny=1, quick=3, full=1), expected=whole)
 
 
 def _one_run(project: _Project) -> Run:

@@ -224,10 +224,8 @@ class OfflineStore:
         folder = self.folder(view)
         folder.mkdir(parents=True, exist_ok=True)
         with self._locked(view, fcntl.LOCK_EX):
-            for leftover in [
-                *folder.glob(".*.tmp"),
-                *self._changes(view).glob(".*.tmp"),
-            ]:  # of a process that was killed: the lock is ours alone
+            # What a process left that was killed: the lock is ours alone.
+            for leftover in [*folder.glob(".*.tmp"), *self._changes(view).glob(".*.tmp")]:
                 leftover.unlink(missing_ok=True)
             generation = self._next_generation(view)
             (self._changes(view) / f"{generation}.parquet").unlink(missing_ok=True)  # left by one that did not come to raise the counter
