@@ -39,7 +39,7 @@ DAY = timedelta(days=1)
 MICROS = pa.timestamp("us", tz="UTC")
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 DAYS = [TODAY - days * DAY for days in (4, 3, 2, 1)]
-KEYS = [f"{day:%Y-%m-%dT%H%MZ}" for day in DAYS]
+KEYS = [f"{day:%Y-%m-%d}" for day in DAYS]
 
 VIEW_NAMES = ("backfilled", "killed", "begun", "pooled", "restarted", "reloaded", "stored", "lost", "secret")
 VIEWS = """
@@ -57,14 +57,14 @@ PREFIXES = {}
 def note(view, what, start):
     # One write of a few bytes: lines of several processes do not mix.
     with (FOLDER / f"{view}.journal").open("a") as journal:
-        journal.write(f"{what} {start:%Y-%m-%dT%H%MZ} {os.getpid()}\\n")
+        journal.write(f"{what} {start:%Y-%m-%d} {os.getpid()}\\n")
 
 
 def played(source, start, view):
     "Count the plays of a window; wait for as long as somebody holds it."
     note(view, "begin", start)
     held = FOLDER / f"{view}.hold"
-    while held.exists() and held.read_text() in ("", f"{start:%Y-%m-%dT%H%MZ}"):
+    while held.exists() and held.read_text() in ("", f"{start:%Y-%m-%d}"):
         time.sleep(0.05)
     note(view, "end", start)
     return source.aggregate(f"user_id, count(*) as plays, '{PREFIXES.get(view, '')}' || max(title) as last_title", "user_id")
@@ -286,7 +286,7 @@ def test_new_code_is_loaded_while_everything_goes_on(servers: Production) -> Non
     pushed(servers, "reloaded", "new dune")
     assert servers.running["daemon"].process.pid == daemon
     assert servers.running["daemon"].process.poll() is None
-    titles = {key: pq.read_table(servers.root / f"data/features/reloaded/{key}.parquet")["last_title"][0].as_py() for key in KEYS[2:]}
+    titles = {key: pq.read_table(servers.root / f"data/features/reloaded/{key}T0000Z.parquet")["last_title"][0].as_py() for key in KEYS[2:]}
     assert titles == {KEYS[2]: "dune", KEYS[3]: "new dune"}
 
 
@@ -339,7 +339,7 @@ def test_processes_that_compute_one_view_at_once_lose_nothing(servers: Productio
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-    keys = [f"{DAYS[0] + index * hour:%Y-%m-%dT%H%MZ}" for index in range(72)]
+    keys = [f"{DAYS[0] + index * hour:%Y-%m-%dT%H}" for index in range(72)]
     run = servers.compute("counts", keys)
     until("the run to compute", lambda: next(iter((servers.root / "data/features/counts").glob("*.parquet")), None), servers.tails)
     outputs = [process.communicate("\n", timeout=200)[0] for process in processes]
@@ -355,7 +355,7 @@ def test_processes_that_compute_one_view_at_once_lose_nothing(servers: Productio
         FeatureStore(registry, replace(settings, offline_root=servers.root / "data/sequential")) as alone,
     ):
         partitions = together.offline.partitions(registry.view("counts"))
-        assert [one.window.key for one in partitions] == keys
+        assert [one.window.key for one in partitions] == [f"{key}00Z" for key in keys]
         assert len({one.generation for one in partitions}) == 72
         alone.compute(["counts"], start=DAYS[0], end=DAYS[3])
         expected = alone.get_historical_features(asked, ["counts:n"], statuses=True).to_arrow()
@@ -367,7 +367,8 @@ def test_old_ticks_are_purged(servers: Production) -> None:
     """A skipped tick older than its retention is gone with the daemon's next tick; a younger one stays."""
     storage = servers.instance.schedule_storage
     assert storage is not None
-    ((origin, selector),) = {(state.instigator_origin_id, state.selector_id) for state in servers.instance.all_instigator_state()}
+    states = servers.instance.all_instigator_state()
+    ((origin, selector),) = {(one.instigator_origin_id, one.selector_id) for one in states if one.instigator_name == "online_automation"}
 
     def ticks() -> Sequence[InstigatorTick]:
         return servers.instance.get_ticks(origin, selector)
