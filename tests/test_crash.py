@@ -199,7 +199,8 @@ def test_killed_in_a_materialization_each_key_is_old_or_new(tmp_path: Path, onli
             during = store.get_online_features(["values:value"], asked, now=NOW).to_dict()["value"]
             assert set(during) <= {number - 1, number}
             (report,) = store.materialize(now=NOW + HOUR)
-            assert report.rows_written + report.rows_unchanged == rows
+            # Nothing is left to do where the child had come to its end before it was killed.
+            assert report.rows_written + report.rows_unchanged == (0 if set(during) == {number} and not report.rows_read else rows)
             assert set(store.get_online_features(["values:value"], asked, now=NOW).to_dict()["value"]) == {number}
 
 
