@@ -28,6 +28,14 @@ def write(root: Path, table: pa.Table | dict[str, Any], name: str = "watches") -
     pq.write_table(table if isinstance(table, pa.Table) else pa.table(table), root / "source" / f"{name}.parquet")
 
 
+def put(root: Path, name: str, *rows: tuple[str, datetime] | tuple[str, datetime, datetime]) -> None:
+    """Write a file of watches: user, time, and the time at which it was known, its own if left out."""
+    users, times, known = zip(*[(*row, row[1])[:3] for row in rows], strict=True) if rows else ((), (), ())
+    (root / "source").mkdir(exist_ok=True)
+    table = {"user_id": pa.array(users, pa.string()), "at": pa.array(times, MICROS), "known_at": pa.array(known, MICROS)}
+    pq.write_table(pa.table(table), root / "source" / f"{name}.parquet")
+
+
 def store_of(root: Path, *views: FeatureView, online: Any = None, **options: Any) -> FeatureStore:
     """Open the feature store of some views in a folder."""
     return FeatureStore(Registry(list(views), **options), Settings(root=root), online=online or MemoryOnlineStore())

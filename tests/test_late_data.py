@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from offline_project import DAY, HOUR, MICROS, MINUTE, NOW, T0, answers, store_of, user
+from offline_project import DAY, HOUR, MINUTE, NOW, T0, answers, put, store_of, user
 
 from feature_platform import ON_UPDATE, Aggregate, Feature, FeatureStatus, FeatureStore, FeatureView, ParquetSource
 from feature_platform.offline.compute import compute_windows
@@ -29,14 +27,6 @@ from feature_platform.windows import Window
 PRESENT = FeatureStatus.PRESENT
 watches = ParquetSource("watches", "source/*.parquet", timestamp="at")
 known_watches = ParquetSource("watches", "source/*.parquet", timestamp="at", created_timestamp="known_at")
-
-
-def put(root: Path, name: str, *rows: tuple[str, datetime] | tuple[str, datetime, datetime]) -> None:
-    """Write a file of watches: user, time, and the time at which it was known, its own if left out."""
-    users, times, known = zip(*[(*row, row[1])[:3] for row in rows], strict=True) if rows else ((), (), ())
-    (root / "source").mkdir(exist_ok=True)
-    table = {"user_id": pa.array(users, pa.string()), "at": pa.array(times, MICROS), "known_at": pa.array(known, MICROS)}
-    pq.write_table(pa.table(table), root / "source" / f"{name}.parquet")
 
 
 def snapshot(**options: Any) -> FeatureView:

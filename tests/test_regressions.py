@@ -16,7 +16,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from offline_project import DAY, HOUR, MICROS, MINUTE, T0, answers, store_of, user
+from offline_project import DAY, HOUR, MICROS, MINUTE, T0, answers, put, store_of, user
 from orchestration_project import START, Project, activity, key, open_project, profile, write_day
 
 from feature_platform import (
@@ -44,14 +44,6 @@ from feature_platform.windows import WHOLE, Window
 PRESENT, NOT_FOUND = FeatureStatus.PRESENT, FeatureStatus.NOT_FOUND
 watches = ParquetSource("watches", "source/*.parquet", timestamp="at")
 known_watches = ParquetSource("watches", "source/*.parquet", timestamp="at", created_timestamp="known_at")
-
-
-def put(root: Path, name: str, *rows: tuple[str, datetime] | tuple[str, datetime, datetime]) -> None:
-    """Write a file of watches: user, time, and the time at which it was known, its own if left out."""
-    users, times, known = zip(*[(*row, row[1])[:3] for row in rows], strict=True) if rows else ((), (), ())
-    (root / "source").mkdir(exist_ok=True)
-    table = {"user_id": pa.array(users, pa.string()), "at": pa.array(times, MICROS), "known_at": pa.array(known, MICROS)}
-    pq.write_table(pa.table(table), root / "source" / f"{name}.parquet")
 
 
 def sums(**options: Any) -> FeatureView:
