@@ -135,7 +135,7 @@ def materialize_view(
         if current and to_micros(utc(now)) < current.materialized_at and not again:
             return MaterializationReport(view=view.name, now=utc(now), generation=generation)
         newest = NewestRows.at(view, store, now)
-        if not newest.partitions and (current is None or not again):
+        if not newest.summary.partitions and (current is None or not again):
             return MaterializationReport(view=view.name, now=utc(now), generation=newest.generation)
         seen = _seen_by(current)
         since = seen if current and not again and _may_go_on(current, newest) else None
@@ -155,7 +155,7 @@ def materialize_view(
             generation=newest.generation,
             materialized_at=to_micros(utc(now)),
             definition=view.definition_hash,
-            as_of=newest.partitions[-1].end if view.is_window_view and newest.partitions else None,
+            as_of=newest.summary.newest_end if view.is_window_view else None,
             newest_full=newest.newest_full,
             full_generation=current.full_generation if current and changed else newest.generation,
             full_at=current.full_at if current and changed else to_micros(utc(now)),
@@ -166,7 +166,7 @@ def materialize_view(
             newest_source_timestamp=newest_source,
             schemas=push.schemas(),
             run_id=run_id,
-            partition=partition or (newest.partitions[-1].window.key if newest.partitions else None),
+            partition=partition or newest.newest_window_key,
         )
         online.put_meta(codec.meta_key, meta.to_bytes(), force=again)
         # Sweeping looks at every key, so only where a reader's bounds have moved since the last push.

@@ -102,7 +102,7 @@ def trace_value(
     if served.event_timestamp is None:
         row = history.newest()
         partition = row.partition if row else None
-        path = history.store.path(view, partition.window) if partition else None
+        path = history.store.file(view, partition) if partition else None
         reason = found.why_not_there(row)
         return Trace(ref=ref, served=served, reason=reason, push=push, is_behind=is_behind, partition=partition, path=path)
     partition = history.partition_of(served.event_timestamp)
@@ -117,7 +117,7 @@ def trace_value(
         push=push,
         is_behind=is_behind,
         partition=partition,
-        path=history.store.path(view, partition.window) if partition else None,
+        path=history.store.file(view, partition) if partition else None,
         in_file=row.as_value() if row else None,
         agrees=agrees,
         advice=None if agrees else _advice(view, partition, meta),

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from feature_platform.errors import ContractError, suggest
 from feature_platform.model import FeatureView, ViewKind
-from feature_platform.offline.query import first_row, fits, literal, quote, quote_all, timestamp, type_family
+from feature_platform.offline.history import partition_rows
+from feature_platform.offline.query import first_row, fits, quote, quote_all, timestamp, type_family
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -121,7 +122,7 @@ def verify_partition(connection: duckdb.DuckDBPyConnection, view: FeatureView, w
     if partition.definition != view.definition_hash:
         problems.append(f"window {window} was computed by another definition: run 'fp compute {view.name}' for it")
     path = store.path(view, window)
-    table = f"read_parquet({literal(str(path))})"
+    table = f"({partition_rows(view, store, partition)})"
     relation = connection.sql(f"select * from {table} limit 0")
     types = dict(zip(relation.columns, relation.types, strict=True))
     declared = {**view.entity.keys, **{name: feature.type for name, feature in view.feature_by_name.items()}}

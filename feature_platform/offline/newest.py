@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from feature_platform.dtypes import MICROSECOND, to_micros
 from feature_platform.model import FeatureView
-from feature_platform.offline.history import History, history_of, window_states
-from feature_platform.offline.query import first_row, interval, literal, quote_all, timestamp
-from feature_platform.offline.store import OfflineStore, Partition
+from feature_platform.offline.history import History, history_of
+from feature_platform.offline.kept_states import KeptState, newest_state, visible_at, winners
+from feature_platform.offline.query import first_row, parquet, quote_all
+from feature_platform.offline.store import OfflineStore, Partition, Summary
 from feature_platform.windows import utc
 
 if TYPE_CHECKING:
@@ -54,35 +55,55 @@ class NewestRows:
         store: Its history.
         now: The moment.
         generation: The view's, read before the files were listed.
-        partitions: The view's files that exist at the moment, oldest first.
+        summary: Of the partitions that exist at the moment.
         newest_full: Window views: the end of the newest full partition among them; older rows do not count.
+        state: A kept state that stands for the older ones of those.
+        partitions: The rest of those whose rows count, oldest first.
     """
 
     view: FeatureView
     store: OfflineStore
     now: datetime
     generation: int
-    partitions: Sequence[Partition]
+    summary: Summary
     newest_full: int | None
+    state: KeptState | None
+    partitions: Sequence[Partition]
 
     @classmethod
     def at(cls, view: FeatureView, store: OfflineStore, now: datetime) -> NewestRows:
         """Look at what exists at a moment."""
-        generation = store.generation(view)
-        found = store.partitions(view, before=utc(now) + MICROSECOND)
-        exist = [one for one in found if _exists(view, one, utc(now))]
-        states = window_states(exist) if view.is_window_view and exist else None
-        return cls(view, store, utc(now), generation, exist, states.newest_full[-1] if states else None)
+        generation, moment = store.generation(view), to_micros(utc(now))
+        if not view.is_window_view:
+            # Its rows are visible one by one; a partition that starts later has none of them.
+            summary, state = store.summary(view, started_by=moment), newest_state(view, store, moment)
+            after = None if state is None else state.until
+            found = store.partitions(view, after=after, before=utc(now) + MICROSECOND)
+            return cls(view, store, utc(now), generation, summary, None, state, found)
+        limit = moment - view.delay // MICROSECOND
+        summary, state = store.summary(view, ended_by=limit), newest_state(view, store, limit)
+        if state is not None and state.newest_full != summary.newest_full:
+            state = None
+        # The newest full partition is the first that counts; with a state, what comes after it.
+        after = state.until if state else None if summary.newest_full is None else summary.newest_full - 1
+        found = [one for one in store.partitions(view, after=after, before=utc(now)) if one.end <= limit]
+        return cls(view, store, utc(now), generation, summary, summary.newest_full, state, found)
 
     @property
     def seen(self) -> Seen:
         """What the next look goes on from."""
-        return Seen(generation=self.generation, at=self.now, files=len(self.partitions), newest_full=self.newest_full)
+        return Seen(generation=self.generation, at=self.now, files=self.summary.partitions, newest_full=self.newest_full)
 
     @property
     def is_uniform(self) -> bool:
         """Whether every file was computed by the view's present definition."""
-        return all(one.definition == self.view.definition_hash for one in self.partitions)
+        return not self.summary.of_other_definitions
+
+    @property
+    def newest_window_key(self) -> str | None:
+        """The key of the last window that exists."""
+        end = self.summary.newest_end
+        return None if end is None else self.store.partitions(self.view, after=end - 1)[0].window.key
 
     def rows(self, *, keys: str | None = None) -> History:
         """
@@ -94,15 +115,9 @@ class NewestRows:
         history = self._history(list(self.view.feature_by_name))
         if history.sql is None:
             return history
-        visible, order = "true", "event_timestamp desc"
-        if not self.view.is_window_view:
-            visible = _visible(self.view, self.now)
-            order += ", created_timestamp desc nulls last" if self.view.has_created_timestamp else ""
-        join_keys = quote_all(self.view.entity.join_keys)
-        partition_by = f"partition by {join_keys} " if join_keys else ""
-        only = f" semi join {keys} using ({join_keys})" if keys else ""
-        sql = f"select * from ({history.sql}){only} where {visible} qualify row_number() over ({partition_by}order by {order}) = 1"
-        return History(sql, history.partial)
+        visible = "true" if self.view.is_window_view else visible_at(self.view, self.now)
+        only = f" semi join {keys} using ({quote_all(self.view.entity.join_keys)})" if keys else ""
+        return History(winners(self.view, f"select * from ({history.sql}){only} where {visible}"), history.partial)
 
     def changed_keys(self, since: Seen) -> str | None:
         """
@@ -112,16 +127,18 @@ class NewestRows:
         """
         view = self.view
         changes, new = self._changed_since(since)
-        written = {one.generation for one in self.store.partitions(view) if since.generation < one.generation <= self.generation}
-        is_known = len(written | changes.keys()) == self.generation - since.generation and len(self.partitions) == since.files + len(new)
+        written = {one.generation for one in self.store.written(view, after=since.generation, until=self.generation)}
+        is_known = len(written | changes.keys()) == self.generation - since.generation
+        is_known &= self.summary.partitions == since.files + len(new)
         if not view.entity.join_keys or not is_known or self.newest_full != since.newest_full or self.now < since.at:
             return None
         keys = quote_all(view.entity.join_keys)
-        files = [self.store.path(view, one.window) for one in new] + list(changes.values())
-        selects = [f"select {keys} from read_parquet([{', '.join(literal(str(file)) for file in files)}])"] if files else []
+        selects = [f"select {keys} from {parquet(changes.values())}"] if changes else []
+        if new:
+            selects.append(f"select {keys} from ({history_of(view, self.store, new, []).sql})")
         history = None if view.is_window_view else self._history([]).sql
         if history is not None:  # rows that nobody wrote, and that became visible with time
-            selects.append(f"select {keys} from ({history}) where {_visible(view, self.now)} and not ({_visible(view, since.at)})")
+            selects.append(f"select {keys} from ({history}) where {visible_at(view, self.now)} and not ({visible_at(view, since.at)})")
         everything = "\nunion all\n".join(selects) or f"select {keys} from ({self._history([]).sql}) limit 0"
         return f"select distinct {keys} from ({everything})"
 
@@ -131,7 +148,7 @@ class NewestRows:
 
         Also where the lists of what replacements changed since are gone, as after a week: nobody can tell the two apart then.
         """
-        return len(self.partitions) < since.files + len(self._changed_since(since)[1])
+        return self.summary.partitions < since.files + len(self._changed_since(since)[1])
 
     def newest_times(self, connection: duckdb.DuckDBPyConnection) -> tuple[int | None, int | None]:
         """
@@ -141,45 +158,36 @@ class NewestRows:
         row that its windows read, since an hourly window over a dead source is not fresh.
         """
         if self.view.is_window_view:
-            events = [one.max_event_timestamp for one in self.partitions if one.max_event_timestamp is not None]
-            sources = [one.newest_source_timestamp for one in self.partitions if one.newest_source_timestamp is not None]
-            return max(events, default=None), max(sources, default=None)
+            return self.summary.newest_event, self.summary.newest_source
         newest: int | None = None
         for one in sorted(self.partitions, key=lambda one: one.max_event_timestamp or 0, reverse=True):
             if one.max_event_timestamp is None or (newest is not None and one.max_event_timestamp <= newest):
                 break
-            rows = history_of(self.view, self.store, [one], []).sql
-            sql = f"select epoch_us(max(event_timestamp)) from ({rows}) where {_visible(self.view, self.now)}"
-            found: int | None = first_row(connection, sql)[0]
-            newest = max((time for time in (newest, found) if time is not None), default=None)
+            newest = max(newest or 0, self._newest_visible(connection, [one], None) or 0) or None
+        if newest is None and self.state is not None:
+            newest = self._newest_visible(connection, [], self.state)
         return newest, newest
+
+    def _newest_visible(
+        self, connection: duckdb.DuckDBPyConnection, partitions: Sequence[Partition], state: KeptState | None
+    ) -> int | None:
+        rows = history_of(self.view, self.store, partitions, [], state).sql
+        sql = f"select epoch_us(max(event_timestamp)) from ({rows}) where {visible_at(self.view, self.now)}"
+        found: int | None = first_row(connection, sql)[0]
+        return found
 
     def _changed_since(self, since: Seen) -> tuple[dict[int, Path], list[Partition]]:
         """Return the keys' files of replacements since an earlier look, by generation, and the partitions that are new since."""
-        changes = self.store.changes(self.view, after=since.generation, until=self.generation)
-        return changes, [one for one in self.partitions if _is_new(self.view, one, since, changes)]
+        view, limit = self.view, to_micros(self.now) - self.view.delay // MICROSECOND
+        changes = self.store.changes(view, after=since.generation, until=self.generation)
+        written = [one for one in self.store.written(view, after=since.generation) if one.generation not in changes]
+        if view.is_window_view:
+            became_due = self.store.partitions(view, after=to_micros(since.at) - view.delay // MICROSECOND)
+            new = {one.window: one for one in [*written, *became_due] if one.end <= limit}
+        else:
+            begun = [one for one in self.store.partitions(view, after=to_micros(since.at)) if one.start > to_micros(since.at)]
+            new = {one.window: one for one in [*written, *begun] if one.start <= to_micros(self.now)}
+        return changes, list(new.values())
 
     def _history(self, features: Sequence[str]) -> History:
-        counted = [one for one in self.partitions if self.newest_full is None or one.end >= self.newest_full]
-        return history_of(self.view, self.store, counted, features)
-
-
-def _exists(view: FeatureView, partition: Partition, at: datetime) -> bool:
-    """Say whether a window exists at a moment; an event view's rows are visible one by one."""
-    return not view.is_window_view or partition.end <= to_micros(at) - view.delay // MICROSECOND
-
-
-def _is_new(view: FeatureView, partition: Partition, since: Seen, changes: dict[int, Path]) -> bool:
-    """Say whether a partition was not there at an earlier look, rather than replaced since."""
-    was_written = partition.generation > since.generation and partition.generation not in changes
-    if view.is_window_view:
-        return was_written or not _exists(view, partition, since.at)
-    return was_written or partition.start > to_micros(since.at)
-
-
-def _visible(view: FeatureView, at: datetime) -> str:
-    """Return the condition of an event view's row that is visible at a moment (law L2)."""
-    condition = f"event_timestamp + {interval(view.delay)} <= {timestamp(at)}"
-    if view.has_created_timestamp:
-        condition += f" and (created_timestamp is null or created_timestamp <= {timestamp(at)})"
-    return condition
+        return history_of(self.view, self.store, self.partitions, features, self.state)

@@ -7,6 +7,7 @@ Knows DuckDB's dialect, its types and its errors. Knows no files.
 from __future__ import annotations
 
 import contextlib
+import os
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,6 +30,7 @@ __all__ = [
     "interval",
     "literal",
     "named_parameters",
+    "parquet",
     "quote",
     "quote_all",
     "timestamp",
@@ -66,6 +68,12 @@ def quote_all(identifiers: Iterable[str], *, of: str = "") -> str:
 def literal(text: str) -> str:
     """Return a string literal, for the few places where DuckDB takes no parameter (paths in views and COPY)."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def parquet(paths: Iterable[str | os.PathLike[str]], *, union_by_name: bool = False) -> str:
+    """Return the table that some Parquet files make, all read as the first one's columns; the one place where files are opened."""
+    listed = ", ".join(literal(os.fspath(path)) for path in paths)
+    return f"read_parquet([{listed}], union_by_name = {str(union_by_name).lower()}, hive_partitioning = false)"
 
 
 def timestamp(instant: datetime) -> str:

@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import secrets
+import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
@@ -22,88 +23,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-import pyarrow.parquet as pq
-
-from feature_platform.dtypes import MICROSECOND, from_micros
+from feature_platform.dtypes import to_micros
 from feature_platform.model import FeatureView
-from feature_platform.windows import KEY_FORMAT, WHOLE, Window
+from feature_platform.offline.catalog import Catalog
+from feature_platform.offline.partition import METADATA_KEY, TOMBSTONE, Partition, shape_of
+from feature_platform.windows import Window, utc
 
-__all__ = ["METADATA_KEY", "TOMBSTONE", "Attempt", "OfflineStore", "Partition"]
+__all__ = ["METADATA_KEY", "TOMBSTONE", "Attempt", "OfflineStore", "Partition", "Summary"]
 
-METADATA_KEY = "feature_platform"
 _CHANGES_KEPT_SECONDS = 7 * 86_400
-_FIRST_YEAR = 1000
-TOMBSTONE = "__tombstone"
-"""Column of aggregate views' files: the key has no state from this row on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Partition:
-    """
-    What a partition's footer says.
-
-    Attributes:
-        view: Name of its view.
-        start: Window start, UTC microseconds; with `end`, the window.
-        end: Window end.
-        is_full: Whether it holds the complete state as of `end`, or only what changed (design: state model).
-        definition: Definition hash of the view that computed it.
-        columns: Feature name to dtype, in declared order.
-        kind: Of view: files of another kind do not fit the state model of this one, and are passed over.
-        keys: Join key to dtype; files of other keys are passed over too.
-        has_created_timestamp: Whether its rows say when they were known.
-        generation: Of the view, when this file was written.
-        rows: Rows in the file, tombstones among them.
-        tombstones: Rows that say that a key has no state.
-        dropped: Rows left out for a NULL in a key or in event_timestamp.
-        nulls: NULLs by feature.
-        min_event_timestamp: Of the rows, UTC microseconds.
-        max_event_timestamp: Of the rows.
-        newest_source_timestamp: Newest time among the source rows read.
-        computed_at: When it was computed.
-        run_id: The Dagster run that computed it.
-        inputs: Fingerprint of the source files that it read; None in files of an earlier version.
-    """
-
-    view: str
-    start: int
-    end: int
-    is_full: bool
-    definition: str
-    columns: dict[str, str]
-    kind: str = ""
-    keys: dict[str, str] = field(default_factory=dict)
-    has_created_timestamp: bool = False
-    generation: int = 0
-    rows: int = 0
-    tombstones: int = 0
-    dropped: int = 0
-    nulls: dict[str, int] = field(default_factory=dict)
-    min_event_timestamp: int | None = None
-    max_event_timestamp: int | None = None
-    newest_source_timestamp: int | None = None
-    computed_at: int | None = None
-    run_id: str | None = None
-    inputs: str | None = None
-
-    @property
-    def window(self) -> Window:
-        """The window it holds."""
-        return Window(from_micros(self.start), from_micros(self.end))
-
-    def to_json(self) -> str:
-        """Return the footer's text."""
-        return json.dumps(asdict(self), separators=(",", ":"))
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Partition:
-        """Read a footer; fields that a later version added are passed over."""
-        known = {one.name for one in fields(cls)}
-        return cls(**{name: value for name, value in json.loads(text).items() if name in known})
-
-    def is_of(self, view: FeatureView) -> bool:
-        """Say whether its rows can be read as the view's: same kind, same join keys."""
-        return self.kind == view.kind and self.keys == {name: str(dtype) for name, dtype in view.entity.keys.items()}
+_LEAST, _GREATEST = -(2**63), 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +59,30 @@ class Attempt:
     problems: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """
+    Some partitions of a view, summed up.
+
+    Attributes:
+        partitions: How many.
+        generations: Sum of their generations: since those only rise, it and the number tell whether any was replaced.
+        newest_full: Greatest end of a full one, UTC microseconds.
+        newest_end: Greatest end of any.
+        newest_event: Greatest event time of a row.
+        newest_source: Greatest time of a source row that was read.
+        of_other_definitions: How many were computed by another definition of the view.
+    """
+
+    partitions: int = 0
+    generations: int = 0
+    newest_full: int | None = None
+    newest_end: int | None = None
+    newest_event: int | None = None
+    newest_source: int | None = None
+    of_other_definitions: int = 0
+
+
 class OfflineStore:
     """
     The Parquet history of all views, below one folder.
@@ -140,7 +93,13 @@ class OfflineStore:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
-        self._footers: dict[Path, tuple[tuple[int, int, int], Partition]] = {}
+        self._catalogs: dict[str, Catalog] = {}
+        self._opening = threading.Lock()
+
+    def close(self) -> None:
+        """Close the catalogs; using the store again opens them again."""
+        for catalog in self._catalogs.values():
+            catalog.close()
 
     def folder(self, view: FeatureView) -> Path:
         """Return the folder of a view's files."""
@@ -150,31 +109,92 @@ class OfflineStore:
         """Return where a partition lies, whether it exists or not."""
         return self.folder(view) / f"{window.key}.parquet"
 
+    def file(self, view: FeatureView, partition: Partition) -> Path:
+        """Return the file that holds a partition's rows, alone or with others."""
+        return self.folder(view) / partition.file
+
     def partition(self, view: FeatureView, window: Window) -> Partition | None:
         """Return what is stored for a window; None where nothing is, or the file is of an earlier schedule, kind or entity."""
-        found = self._footer(self.path(view, window))
-        return found if found and found.window == window and found.is_of(view) else None
+        if not self.folder(view).is_dir():
+            return None
+        found = self.catalog(view).partitions("name = ?", [window.key])
+        return next((one for one in found if one.window == window and one.is_of(view)), None)
 
-    def partitions(self, view: FeatureView, *, before: datetime | None = None) -> list[Partition]:
+    def partitions(self, view: FeatureView, *, after: int | None = None, before: datetime | None = None) -> list[Partition]:
         """
         Return the stored partitions by window, oldest first.
 
         Args:
             view: Whose.
-            before: Only those whose window starts before it; the others' files are not opened.
+            after: Only those whose window ends after it, UTC microseconds.
+            before: Only those whose window starts before it.
         """
-        folder = self.folder(view)
-        if not folder.is_dir():
+        if not self.folder(view).is_dir():
             return []
-        listed = os.listdir(folder)  # noqa: PTH208 - of thousands of files, names alone
-        names = sorted(name for name in listed if name.endswith(".parquet") and not name.startswith("."))
-        if before is not None:
-            # Names tell minutes: a window that starts in the minute of `before` starts before it, unless that is the full minute.
-            # Years below 1000 have names that do not sort, and no windows.
-            last = (before - MICROSECOND).strftime(KEY_FORMAT) + ".parquet" if before.year >= _FIRST_YEAR else ""
-            names = [name for name in names if name <= last or name == f"{WHOLE.key}.parquet"]
-        found = [footer for name in names if (footer := self._footer(folder / name)) and footer.is_of(view)]
-        return _without_overlaps(view, sorted(found, key=lambda partition: (partition.end, partition.start)))
+        low, high = (_LEAST if after is None else after), (_GREATEST if before is None else to_micros(utc(before)))
+        catalog = self.catalog(view)
+        if not catalog.has_overlaps:
+            return catalog.partitions('shape = ? and "end" > ? and start < ?', [shape_of(view), low, high])
+        # Which files count is told by all of them.
+        every = _without_overlaps(view, catalog.partitions("shape = ?", [shape_of(view)]))
+        return [one for one in every if one.end > low and one.start < high]
+
+    def written(self, view: FeatureView, *, after: int, until: int = _GREATEST) -> list[Partition]:
+        """Return the partitions that were written last in a generation in `(after, until]`."""
+        if not self.folder(view).is_dir():
+            return []
+        catalog = self.catalog(view)
+        if catalog.has_overlaps:
+            return [one for one in self.partitions(view) if after < one.generation <= until]
+        return catalog.partitions("shape = ? and generation > ? and generation <= ?", [shape_of(view), after, until])
+
+    def summary(self, view: FeatureView, *, ended_by: int | None = None, started_by: int | None = None) -> Summary:
+        """
+        Return what there is to know of a view's partitions without one by one.
+
+        Args:
+            view: Whose.
+            ended_by: Only those whose window ends at or before it, UTC microseconds.
+            started_by: Only those whose window starts at or before it.
+        """
+        if not self.folder(view).is_dir():
+            return Summary()
+        ended, started = (_GREATEST if ended_by is None else ended_by), (_GREATEST if started_by is None else started_by)
+        catalog = self.catalog(view)
+        if catalog.has_overlaps:
+            found = [one for one in self.partitions(view) if one.end <= ended and one.start <= started]
+            return Summary(
+                partitions=len(found),
+                generations=sum(one.generation for one in found),
+                newest_full=max((one.end for one in found if one.is_full), default=None),
+                newest_end=max((one.end for one in found), default=None),
+                newest_event=max((one.max_event_timestamp for one in found if one.max_event_timestamp is not None), default=None),
+                newest_source=max((one.newest_source_timestamp for one in found if one.newest_source_timestamp is not None), default=None),
+                of_other_definitions=sum(one.definition != view.definition_hash for one in found),
+            )
+        facts = catalog.facts(
+            'count(*), coalesce(sum(generation), 0), max("end") filter (where is_full), max("end"), max(newest_event), max(newest_source), '
+            "count(*) filter (where definition <> ?)",
+            'shape = ? and "end" <= ? and start <= ?',
+            [view.definition_hash, shape_of(view), ended, started],
+        )
+        count, generations, newest_full, newest_end, newest_event, newest_source, others = facts
+        return Summary(
+            partitions=count or 0,
+            generations=generations or 0,
+            newest_full=newest_full,
+            newest_end=newest_end,
+            newest_event=newest_event,
+            newest_source=newest_source,
+            of_other_definitions=others or 0,
+        )
+
+    def catalog(self, view: FeatureView) -> Catalog:
+        """Return what the footers of a view's files say."""
+        with self._opening:
+            if view.name not in self._catalogs:
+                self._catalogs[view.name] = Catalog(self.folder(view), self.root / "_catalog" / f"{view.name}.sqlite")
+            return self._catalogs[view.name]
 
     def generation(self, view: FeatureView) -> int:
         """Return the view's generation; 0 before the first write. Waits for a write that is under way."""
@@ -201,7 +221,7 @@ class OfflineStore:
         window: Window,
         write: Callable[[Path, int], None],
         *,
-        differ: Callable[[Path, Path, Path], bool],
+        differ: Callable[[Path, Partition, Path], bool],
         unchanged: Attempt,
     ) -> bool:
         """
@@ -214,8 +234,8 @@ class OfflineStore:
             view: Whose partition.
             window: Which one.
             write: Writes the file to the path that it is given, with the generation that it is given in its footer.
-            differ: Called with the new file, the present one, and a path: writes there the keys whose rows are not the same in
-                both, and returns whether there are any.
+            differ: Called with the new file, the present partition, and a path: writes there the keys whose rows are not the same
+                in both, and returns whether there are any.
             unchanged: Kept where there are none; under the same lock, or it could speak of a file that another process replaced.
 
         Returns:
@@ -224,18 +244,24 @@ class OfflineStore:
         folder = self.folder(view)
         folder.mkdir(parents=True, exist_ok=True)
         with self._locked(view, fcntl.LOCK_EX):
+            # Beside the files: a folder's time of change tells readers that files came or went.
+            beside = folder / "_unfinished"
+            beside.mkdir(exist_ok=True)
             # What a process left that was killed: the lock is ours alone.
-            for leftover in [*folder.glob(".*.tmp"), *self._changes(view).glob(".*.tmp")]:
+            for leftover in [*beside.glob(".*.tmp"), *self._changes(view).glob(".*.tmp")]:
                 leftover.unlink(missing_ok=True)
+            catalog = self.catalog(view)
+            was_current = catalog.is_current()
             generation = self._next_generation(view)
             (self._changes(view) / f"{generation}.parquet").unlink(missing_ok=True)  # left by one that did not come to raise the counter
-            temporary = folder / f".{window.key}.{secrets.token_hex(4)}.tmp"
+            temporary = beside / f".{window.key}.{secrets.token_hex(4)}.tmp"
             changes = self._changes(view) / f".{window.key}.tmp"
             try:
                 write(temporary, generation)
-                if self.partition(view, window) is not None:
+                current = self.partition(view, window)
+                if current is not None:
                     changes.parent.mkdir(exist_ok=True)
-                    if not differ(temporary, self.path(view, window), changes):
+                    if not differ(temporary, current, changes):
                         self.write_attempt(view, window, unchanged)
                         return False
                     _sync(changes)
@@ -246,6 +272,7 @@ class OfflineStore:
                 self._attempt_path(view, window).unlink(missing_ok=True)
                 self.rejected_path(view, window).unlink(missing_ok=True)
                 temporary.replace(self.path(view, window))
+                catalog.put(self.path(view, window), was_current=was_current)
             finally:
                 temporary.unlink(missing_ok=True)
                 changes.unlink(missing_ok=True)
@@ -325,21 +352,6 @@ class OfflineStore:
         with _flock(self.folder(view) / "_materialize.lock", fcntl.LOCK_EX):
             yield
 
-    def _footer(self, path: Path) -> Partition | None:
-        try:
-            stat = path.stat()
-        except FileNotFoundError:
-            return None
-        identity = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-        known = self._footers.get(path)
-        if known is None or known[0] != identity:
-            metadata = pq.read_metadata(path).metadata or {}
-            text = metadata.get(METADATA_KEY.encode())
-            if text is None:
-                return None  # not ours
-            known = self._footers[path] = (identity, Partition.from_json(text))
-        return known[1]
-
     def _locked(self, view: FeatureView, mode: int) -> contextlib.AbstractContextManager[None]:
         return _flock(self.folder(view) / "_lock", mode)
 
@@ -355,8 +367,8 @@ class OfflineStore:
             return current + 1
         # A new history starts at the clock: one that was deleted and computed again is newer than what an online store still
         # holds. Milliseconds, since no history is written faster than a file in each.
-        files = [footer.generation for path in self.folder(view).glob("*.parquet") if (footer := self._footer(path))]
-        return max(_clock(), *(one + 1 for one in files), 0)
+        (newest,) = self.catalog(view).facts("max(generation)")
+        return max(_clock(), (newest or 0) + 1)
 
     def _write_generation(self, view: FeatureView, generation: int) -> None:
         path = self.folder(view) / "_generation"

@@ -15,7 +15,8 @@ from feature_platform.dtypes import to_micros
 from feature_platform.model import FeatureView, ViewKind
 from feature_platform.offline.contract import time_columns
 from feature_platform.offline.gate import ExpectationFailure, failed_expectations
-from feature_platform.offline.query import first_row, literal, quote, quote_all
+from feature_platform.offline.history import partition_rows
+from feature_platform.offline.query import first_row, literal, parquet, quote, quote_all
 from feature_platform.offline.store import METADATA_KEY, TOMBSTONE, Attempt, OfflineStore, Partition
 from feature_platform.windows import Window
 
@@ -143,7 +144,7 @@ class PartitionWriter:
             self.store.write_attempt(self.view, window, self._attempt(window, "rejected", failures))
             return report(path, written[0], "rejected")
         path, attempt = self.store.path(self.view, window), self._attempt(window, "unchanged")
-        differ = partial(self._differ, window, is_full=is_full)
+        differ = partial(self._differ, is_full=is_full)
         if self.store.replace(self.view, window, copy, differ=differ, unchanged=attempt):
             return report(path, written[0], "written")
         return report(path, self.store.partition(self.view, window) or written[0], "unchanged")
@@ -159,16 +160,15 @@ class PartitionWriter:
             problems=[str(failure) for failure in failures],
         )
 
-    def _differ(self, window: Window, new: Path, old: Path, changes: Path, *, is_full: bool) -> bool:
+    def _differ(self, new: Path, current: Partition, changes: Path, *, is_full: bool) -> bool:
         """
-        Write the keys whose rows are not the same in two files of a window; return whether the files differ.
+        Write the keys whose rows are not the same in a new file and in what is there; return whether they differ.
 
-        A file of another definition differs in all its keys: its columns may mean something else.
+        Rows of another definition differ in all their keys: their columns may mean something else.
         """
-        current = self.store.partition(self.view, window)
-        is_alike = current is not None and current.definition == self.view.definition_hash and current.is_full == is_full
+        is_alike = current.definition == self.view.definition_hash and current.is_full == is_full
         keys = quote_all(self.view.entity.join_keys) or "true as whole"
-        ours, theirs = (f"select * from read_parquet({literal(str(path))})" for path in (new, old))
+        ours, theirs = f"select * from {parquet([new])}", partition_rows(self.view, self.store, current)
         one_way = f"({ours} except all {theirs})" if is_alike else f"({ours})"
         other_way = f"({theirs} except all {ours})" if is_alike else f"({theirs})"
         changed = f"select {keys} from {one_way} union select {keys} from {other_way}"

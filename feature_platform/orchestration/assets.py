@@ -195,7 +195,7 @@ def _done_before(
             continue
         run_id, inputs = (attempt.run_id, attempt.inputs) if attempt else (partition.run_id, partition.inputs)
         if run_id in runs and inputs == current[window]:
-            path = store.path(view, window)
+            path = store.file(view, partition)
             outcome: Literal["unchanged", "written"] = "unchanged" if attempt else "written"
             done.append(PartitionReport(view=view.name, window=window, path=path, partition=partition, seconds=0.0, outcome=outcome))
     return done

@@ -1,0 +1,322 @@
+"""
+What the footers of a view's files say, in one SQLite file, so that a reader opens the files that it needs and no other.
+
+A cache: the Parquet is the truth, and the file may be deleted at any time. A folder's time of change tells whether files came or
+went behind its back, and each file that a reader is given is looked at once more, so a copied or restored folder is noticed, too.
+Knows footers and identities of files. Knows nothing of what a view counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from feature_platform.offline.partition import METADATA_KEY, SEVERAL_KEY, Partition
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+__all__ = ["COMPACTED", "Catalog"]
+
+COMPACTED: Final = "_compacted"
+"""Folder of the files that hold several windows each."""
+_VERSION: Final = 1
+# A file system's clock may stand still for some milliseconds: what changed just now may change again unseen.
+_SETTLED_NANOSECONDS: Final = 50_000_000
+_TABLES: Final = f"""
+create table files (file text primary key, inode integer, mtime integer, size integer) without rowid;
+create table partitions (
+    name text, file text, start integer, "end" integer, generation integer, is_full integer, shape text, definition text,
+    newest_event integer, newest_source integer, footer blob,
+    primary key (name, file)
+);
+create index by_file on partitions (file);
+create index by_start on partitions (start, "end");
+create index by_end on partitions ("end", is_full);
+create index by_generation on partitions (generation);
+create table facts (name text primary key, value integer) without rowid;
+create view current as
+select * from partitions as one
+where not exists (
+    select 1 from partitions as other
+    where other.name = one.name
+    -- Of two files that hold one writing of a window the compacted one is read: '_' sorts after digits.
+    and (other.generation > one.generation or (other.generation = one.generation and other.file > one.file))
+);
+pragma user_version = {_VERSION};
+"""
+
+
+class Catalog:
+    """
+    The partitions of one view's folder.
+
+    May be used by several threads, and by several processes at once.
+
+    Args:
+        folder: The view's.
+        path: The SQLite file; one that cannot be made, as on a read-only disk, is replaced by memory.
+    """
+
+    def __init__(self, folder: Path, path: Path) -> None:
+        self._folder, self._path = folder, path
+        self._connection: sqlite3.Connection | None = None
+        self._lock = threading.RLock()
+
+    def close(self) -> None:
+        """Close the file; using the catalog again opens it again."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def partitions(self, where: str = "true", parameters: Sequence[object] = ()) -> list[Partition]:
+        """
+        Return partitions by end and start, each window once.
+
+        Args:
+            where: Condition over the columns name, file, start, "end", generation, is_full, shape, definition, newest_event (time)
+                and newest_source (time).
+            parameters: Its values.
+        """
+        sql = f'select footer from current where {where} order by "end", start'
+        with self._lock:
+            while True:
+                self._refresh()
+                found = [_DECODER.decode(row[0]) for row in self._open().execute(sql, parameters)]
+                if not self._forget_changed({one.file for one in found}):
+                    return found
+
+    def facts(self, columns: str, where: str = "true", parameters: Sequence[object] = ()) -> tuple[int | None, ...]:
+        """Return aggregates over partitions, as `partitions` would return them."""
+        with self._lock:
+            self._refresh()
+            row: tuple[int | None, ...] = self._open().execute(f"select {columns} from current where {where}", parameters).fetchone()
+            return row
+
+    @property
+    def has_overlaps(self) -> bool:
+        """Whether two windows share an instant: files of earlier schedules are still there."""
+        with self._lock:
+            self._refresh()
+            return bool(self._fact("has_overlaps"))
+
+    def is_current(self) -> bool:
+        """Say whether nobody changed the folder since it was looked at."""
+        with self._lock:
+            return [self._fact("folder"), self._fact(COMPACTED)] == self._changed_at()
+
+    def put(self, file: Path, *, was_current: bool) -> None:
+        """
+        Take in a file that the caller has just put into the folder, under the view's lock.
+
+        Args:
+            file: Its path.
+            was_current: Whether the catalog was before; else what others changed is looked for the next time.
+        """
+        with self._lock, self._writing() as connection:
+            name = str(file.relative_to(self._folder))
+            self._read(connection, name, _identity(file))
+            if not self._fact("has_overlaps"):
+                shared = """
+                    select count(*) from current as one join current as other
+                    on one.shape = other.shape and one.name <> other.name and other.start < one."end" and other."end" > one.start
+                    where one.file = ?"""
+                self._set_fact("has_overlaps", connection.execute(shared, [name]).fetchone()[0])
+            if was_current:
+                self._note(*self._changed_at())
+
+    def _refresh(self) -> None:
+        """Look for files that came, went or changed, where the folder says that something did."""
+        if self.is_current():
+            return
+        with self._writing() as connection:
+            changed_at = self._changed_at()
+            now = time.time_ns()
+            present = _listed(self._folder)
+            known = {file: tuple(rest) for file, *rest in connection.execute("select file, inode, mtime, size from files")}
+            for file in known.keys() - present.keys():
+                connection.execute("delete from files where file = ?", [file])
+                connection.execute("delete from partitions where file = ?", [file])
+            for file, identity in present.items():
+                if known.get(file) != identity:
+                    self._read(connection, file, identity)
+            spans = connection.execute('select shape, start, "end" from current order by shape, start')
+            self._set_fact("has_overlaps", _has_overlaps(spans))
+            self._note(*(at if now - at > _SETTLED_NANOSECONDS else -1 for at in changed_at))
+
+    def _read(self, connection: sqlite3.Connection, file: str, identity: tuple[int, int, int] | None) -> None:
+        """Take in what a file's footer says."""
+        connection.execute("delete from partitions where file = ?", [file])
+        connection.execute("delete from files where file = ?", [file])
+        if identity is None:
+            return
+        try:
+            partitions = _footer(self._folder / file)
+        except (OSError, pa.ArrowInvalid, msgspec.DecodeError):
+            return  # gone, or no Parquet: looked at again with the next change
+        connection.execute("insert into files values (?, ?, ?, ?)", [file, *identity])
+        for one in partitions:
+            placed = replace(one, file=file, windows=len(partitions))
+            connection.execute(
+                "insert into partitions values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    one.window.key,
+                    file,
+                    one.start,
+                    one.end,
+                    one.generation,
+                    one.is_full,
+                    one.shape,
+                    one.definition,
+                    one.max_event_timestamp,
+                    one.newest_source_timestamp,
+                    _ENCODER.encode(placed),
+                ],
+            )
+
+    def _forget_changed(self, files: Iterable[str]) -> bool:
+        """Forget the files that are not those that were read any more; say whether there are any."""
+        connection = self._open()
+        asked = list(files)
+        known: dict[str, tuple[int, ...]] = {}
+        for at in range(0, len(asked), 500):
+            some = asked[at : at + 500]
+            sql = f"select file, inode, mtime, size from files where file in ({','.join('?' * len(some))})"
+            known |= {file: tuple(rest) for file, *rest in connection.execute(sql, some)}
+        changed = [file for file in asked if known.get(file) != _identity(self._folder / file)]
+        if changed:
+            with self._writing():
+                connection.executemany("delete from files where file = ?", [[file] for file in changed])
+                self._note(-1, -1)
+        return bool(changed)
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._connection = _connect(self._path)
+            except (OSError, sqlite3.OperationalError):
+                self._connection = _connect(None)
+            except sqlite3.DatabaseError:  # of a disk that lost some of it
+                self._path.unlink(missing_ok=True)
+                self._connection = _connect(self._path)
+        return self._connection
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        connection = self._open()
+        if connection.in_transaction:
+            yield connection
+            return
+        connection.execute("begin immediate")
+        try:
+            yield connection
+        except BaseException:
+            connection.rollback()
+            raise
+        connection.commit()
+
+    def _changed_at(self) -> list[int]:
+        return [_changed_at(self._folder), _changed_at(self._folder / COMPACTED)]
+
+    def _fact(self, name: str) -> int | None:
+        row = self._open().execute("select value from facts where name = ?", [name]).fetchone()
+        return None if row is None else int(row[0])
+
+    def _set_fact(self, name: str, value: int) -> None:
+        self._open().execute("insert or replace into facts values (?, ?)", [name, int(value)])
+
+    def _note(self, folder: int, compacted: int) -> None:
+        self._set_fact("folder", folder)
+        self._set_fact(COMPACTED, compacted)
+
+
+def _connect(path: Path | None) -> sqlite3.Connection:
+    """Open a catalog, made where it is not there; in memory without a path."""
+    connection = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False)
+    try:
+        # Nothing is lost with it, so a commit does not wait for the disk.
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("pragma synchronous = normal")
+        connection.execute("begin immediate")  # also what tells a read-only file
+        try:
+            version = connection.execute("pragma user_version").fetchone()[0]
+            if version != _VERSION:
+                for kind, name in connection.execute("select type, name from sqlite_schema where type in ('table', 'view')").fetchall():
+                    connection.execute(f'drop {kind} "{name}"')
+                for statement in _TABLES.split(";\n"):
+                    connection.execute(statement)
+        except BaseException:
+            connection.rollback()
+            raise
+        connection.commit()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _changed_at(folder: Path) -> int:
+    try:
+        return folder.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _listed(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Return the Parquet files of a view and their identities."""
+    found: dict[str, tuple[int, int, int]] = {}
+    for prefix, where in (("", folder), (f"{COMPACTED}/", folder / COMPACTED)):
+        with contextlib.suppress(FileNotFoundError), os.scandir(where) as entries:
+            for entry in entries:
+                if entry.name.endswith(".parquet") and not entry.name.startswith("."):
+                    with contextlib.suppress(FileNotFoundError):
+                        found[prefix + entry.name] = _identity_of(entry.stat())
+    return found
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    try:
+        return _identity_of(path.stat())
+    except FileNotFoundError:
+        return None
+
+
+def _identity_of(stat: os.stat_result) -> tuple[int, int, int]:
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def _footer(path: Path) -> list[Partition]:
+    """Return the partitions that a file holds; none where the file is not ours."""
+    metadata = pq.read_metadata(path).metadata or {}
+    if text := metadata.get(METADATA_KEY.encode()):
+        return [Partition.from_json(text)]
+    several = metadata.get(SEVERAL_KEY.encode())
+    return _SEVERAL.decode(several) if several else []
+
+
+def _has_overlaps(spans: Iterable[tuple[str, int, int]]) -> bool:
+    """Say whether two of some spans, ordered by shape and start, share an instant."""
+    previous, latest = None, 0
+    for shape, start, end in spans:
+        if shape == previous and start < latest:
+            return True
+        latest = end if shape != previous else max(latest, end)
+        previous = shape
+    return False
+
+
+_ENCODER: Final = msgspec.json.Encoder()
+_DECODER: Final = msgspec.json.Decoder(Partition)
+_SEVERAL: Final = msgspec.json.Decoder(list[Partition])
