@@ -37,24 +37,24 @@ _TABLES: Final = f"""
 create table files (file text primary key, inode integer, mtime integer, size integer) without rowid;
 create table partitions (
     name text, file text, start integer, "end" integer, generation integer, is_full integer, shape text, definition text,
-    newest_event integer, newest_source integer, footer blob,
-    primary key (name, file)
-);
-create index by_file on partitions (file);
-create index by_start on partitions (start, "end");
-create index by_end on partitions ("end", is_full);
-create index by_generation on partitions (generation);
+    newest_event integer, newest_source integer, is_current integer, primary key (name, file)
+) without rowid;
+create table footers (name text, file text, footer blob, primary key (name, file));
 create table facts (name text primary key, value integer) without rowid;
-create view current as
-select * from partitions as one
-where not exists (
-    select 1 from partitions as other
-    where other.name = one.name
-    -- Of two files that hold one writing of a window the compacted one is read: '_' sorts after digits.
-    and (other.generation > one.generation or (other.generation = one.generation and other.file > one.file))
-);
+create index by_file on partitions (file);
+create index footers_by_file on footers (file);
+create index by_start on partitions (start) where is_current;
+create index by_end on partitions ("end") where is_current;
+create index by_generation on partitions (generation) where is_current;
+create view current as select * from partitions where is_current;
 pragma user_version = {_VERSION};
 """
+# Of two files that hold one writing of a window the compacted one is read: '_' sorts after digits.
+_CHOOSE: Final = """
+update partitions set is_current = not exists (
+    select 1 from partitions as other where other.name = partitions.name
+    and (other.generation > partitions.generation or (other.generation = partitions.generation and other.file > partitions.file))
+)"""
 
 
 class Catalog:
@@ -89,7 +89,7 @@ class Catalog:
                 and newest_source (time).
             parameters: Its values.
         """
-        sql = f'select footer from current where {where} order by "end", start'
+        sql = f'select footer from current join footers using (name, file) where {where} order by "end", start'
         with self._lock:
             while True:
                 self._refresh()
@@ -103,6 +103,21 @@ class Catalog:
             self._refresh()
             row: tuple[int | None, ...] = self._open().execute(f"select {columns} from current where {where}", parameters).fetchone()
             return row
+
+    def superseded(self, *, before: float) -> list[str]:
+        """Return the files of which no partition is read, since files that were written before a moment (Unix time) hold them all."""
+        sql = """
+            select files.file from files
+            where files.file in (select file from partitions) and not exists (select 1 from current where current.file = files.file)
+            and not exists (
+                select 1 from partitions as mine
+                join current using (name)
+                join files as its on its.file = current.file
+                where mine.file = files.file and its.mtime >= ?
+            )"""
+        with self._lock:
+            self._refresh()
+            return [row[0] for row in self._open().execute(sql, [int(before * 1e9)])]
 
     @property
     def has_overlaps(self) -> bool:
@@ -127,11 +142,15 @@ class Catalog:
         with self._lock, self._writing() as connection:
             name = str(file.relative_to(self._folder))
             self._read(connection, name, _identity(file))
+            connection.execute(f"{_CHOOSE} where name in (select name from partitions where file = ?)", [name])
             if not self._fact("has_overlaps"):
+                # The others share no instant among themselves, so the last one that starts before a window's end is the one to look at.
                 shared = """
-                    select count(*) from current as one join current as other
-                    on one.shape = other.shape and one.name <> other.name and other.start < one."end" and other."end" > one.start
-                    where one.file = ?"""
+                    select count(*) from current as one where one.file = ? and one.start < (
+                        select other."end" from current as other
+                        where other.start < one."end" and other.name <> one.name and other.shape = one.shape
+                        order by other.start desc limit 1
+                    )"""
                 self._set_fact("has_overlaps", connection.execute(shared, [name]).fetchone()[0])
             if was_current:
                 self._note(*self._changed_at())
@@ -146,19 +165,18 @@ class Catalog:
             present = _listed(self._folder)
             known = {file: tuple(rest) for file, *rest in connection.execute("select file, inode, mtime, size from files")}
             for file in known.keys() - present.keys():
-                connection.execute("delete from files where file = ?", [file])
-                connection.execute("delete from partitions where file = ?", [file])
+                _delete(connection, file)
             for file, identity in present.items():
                 if known.get(file) != identity:
                     self._read(connection, file, identity)
+            connection.execute(_CHOOSE)
             spans = connection.execute('select shape, start, "end" from current order by shape, start')
             self._set_fact("has_overlaps", _has_overlaps(spans))
             self._note(*(at if now - at > _SETTLED_NANOSECONDS else -1 for at in changed_at))
 
     def _read(self, connection: sqlite3.Connection, file: str, identity: tuple[int, int, int] | None) -> None:
         """Take in what a file's footer says."""
-        connection.execute("delete from partitions where file = ?", [file])
-        connection.execute("delete from files where file = ?", [file])
+        _delete(connection, file)
         if identity is None:
             return
         try:
@@ -169,7 +187,7 @@ class Catalog:
         for one in partitions:
             placed = replace(one, file=file, windows=len(partitions))
             connection.execute(
-                "insert into partitions values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "insert into partitions values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)",
                 [
                     one.window.key,
                     file,
@@ -181,9 +199,9 @@ class Catalog:
                     one.definition,
                     one.max_event_timestamp,
                     one.newest_source_timestamp,
-                    _ENCODER.encode(placed),
                 ],
             )
+            connection.execute("insert into footers values (?, ?, ?)", [one.window.key, file, _ENCODER.encode(placed)])
 
     def _forget_changed(self, files: Iterable[str]) -> bool:
         """Forget the files that are not those that were read any more; say whether there are any."""
@@ -265,6 +283,11 @@ def _connect(path: Path | None) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _delete(connection: sqlite3.Connection, file: str) -> None:
+    for table in ("files", "footers", "partitions"):
+        connection.execute(f"delete from {table} where file = ?", [file])
 
 
 def _changed_at(folder: Path) -> int:

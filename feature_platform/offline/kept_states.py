@@ -80,7 +80,7 @@ def newest_state(view: FeatureView, store: OfflineStore, until: int) -> KeptStat
     return None
 
 
-def keep_state(connection: duckdb.DuckDBPyConnection, view: FeatureView, store: OfflineStore, until: int) -> KeptState | None:
+def keep_state(connection: duckdb.DuckDBPyConnection, view: FeatureView, store: OfflineStore, until: int) -> bool:
     """
     Make the state of a view as of a window's end, from the one before it and the partitions in between.
 
@@ -91,15 +91,15 @@ def keep_state(connection: duckdb.DuckDBPyConnection, view: FeatureView, store: 
         until: A whole minute, UTC microseconds.
 
     Returns:
-        The state; None where there is nothing to keep: every partition of a snapshot is complete, a view that is not partitioned has
-        one file, and what another definition computed may mean something else.
+        Whether one was made. There is none to keep of a snapshot, whose partitions are complete, of a view that is not partitioned, nor
+        of what another definition computed, which may mean something else; and none where the one before says the same.
     """
     summary = store.summary(view, ended_by=until)
     if view.kind is ViewKind.SNAPSHOT or view.schedule is None or not summary.partitions or until % _MINUTE:
-        return None
+        return False
     before = newest_state(view, store, until)
-    if before is not None and before.until == until:
-        return before
+    if before is not None and (before.until == until or before.partitions == summary.partitions):
+        return False
     if before is not None and before.newest_full != _newest_full(view, summary.newest_full):
         before = None
     partitions = [one for one in store.partitions(view, after=None if before is None else before.until) if one.end <= until]
@@ -107,7 +107,7 @@ def keep_state(connection: duckdb.DuckDBPyConnection, view: FeatureView, store: 
         partitions = [one for one in partitions if one.end >= summary.newest_full]
     columns = {name: str(feature.type) for name, feature in view.feature_by_name.items()}
     if any(one.definition != view.definition_hash or one.columns != columns for one in partitions):
-        return None
+        return False
     rows = ([stored_rows(view, store, partitions)] if partitions else []) + (
         [f"select * from {parquet([before.path])}"] if before is not None else []
     )
@@ -134,7 +134,7 @@ def keep_state(connection: duckdb.DuckDBPyConnection, view: FeatureView, store: 
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return state
+    return True
 
 
 def forget_states(view: FeatureView, store: OfflineStore) -> int:

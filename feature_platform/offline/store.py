@@ -17,7 +17,7 @@ import secrets
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Literal
 
 from feature_platform.dtypes import to_micros
 from feature_platform.model import FeatureView
-from feature_platform.offline.catalog import Catalog
+from feature_platform.offline.catalog import COMPACTED, Catalog
 from feature_platform.offline.partition import METADATA_KEY, TOMBSTONE, Partition, shape_of
 from feature_platform.windows import Window, utc
 
@@ -278,6 +278,52 @@ class OfflineStore:
                 changes.unlink(missing_ok=True)
             _sync(folder)
         return True
+
+    def merge(self, view: FeatureView, day: str, partitions: Sequence[Partition], write: Callable[[Path], None]) -> bool:
+        """
+        Put the rows of some partitions into one file; their own files stay until `delete_superseded`, for readers that are under way.
+
+        Args:
+            view: Whose partitions.
+            day: That they lie in, for the file's name.
+            partitions: As they were listed; where one was replaced since, nothing is merged.
+            write: Writes the file to the path that it is given.
+
+        Returns:
+            Whether they were merged.
+        """
+        folder = self.folder(view)
+        with self._locked(view, fcntl.LOCK_EX):
+            catalog = self.catalog(view)
+            was_current = catalog.is_current()
+            if any(self.partition(view, one.window) != one for one in partitions):
+                return False
+            # Generations are a view's own, so the name is new: nobody who reads an earlier file of the day is given another.
+            path = folder / COMPACTED / f"{day}.{max(one.generation for one in partitions):020d}.{len(partitions)}.parquet"
+            beside = folder / "_unfinished"
+            for one in (path.parent, beside):
+                one.mkdir(exist_ok=True)
+            temporary = beside / f".{path.stem}.{secrets.token_hex(4)}.tmp"
+            try:
+                write(temporary)
+                _sync(temporary)
+                temporary.replace(path)
+                catalog.put(path, was_current=was_current)
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync(path.parent)
+        return True
+
+    def delete_superseded(self, view: FeatureView, *, before: float) -> int:
+        """Delete the files whose windows are all read from others that were written before a moment (Unix time); return how many."""
+        if not self.folder(view).is_dir():
+            return 0
+        deleted = 0
+        with self._locked(view, fcntl.LOCK_EX):
+            for name in self.catalog(view).superseded(before=before):
+                (self.folder(view) / name).unlink(missing_ok=True)
+                deleted += 1
+        return deleted
 
     def reject(self, view: FeatureView, window: Window, write: Callable[[Path, int], None]) -> Path:
         """Keep rows that break an expectation where no reader of history looks, and return where."""
