@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,7 +22,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from feature_platform import Aggregate, Entity, Feature, FeatureStatus, FeatureStore, FeatureView, ParquetSource, Registry, Settings
+from feature_platform.dtypes import to_micros
+from feature_platform.offline.kept_states import keep_state
 from feature_platform.offline.point_in_time import AsOf
+from feature_platform.offline.query import configure
 from feature_platform.online.codec import ViewCodec
 from feature_platform.online.memory import MemoryOnlineStore
 from feature_platform.testing import Answer, aggregate_state, event_answer, window_answer
@@ -81,6 +85,13 @@ def orders(draw: st.DrawFn) -> list[tuple[int, int]]:
     return draw(st.lists(st.tuples(st.integers(0, HOURS - 1), st.integers(1, 6)), min_size=1, max_size=7))
 
 
+@st.composite
+def upkeep(draw: st.DrawFn) -> list[tuple[int, list[int]]]:
+    """Draw what is done between ranges: after which one, states as of which hours are kept, and (hour -1) whether days are merged."""
+    hours = st.lists(st.one_of(st.just(-1), st.integers(0, HOURS + 2)), min_size=1, max_size=3)
+    return draw(st.lists(st.tuples(st.integers(0, 6), hours), max_size=2))
+
+
 @dataclass(frozen=True)
 class World:
     """One random history: the source's rows, the order of computing, the moments asked about, the view's times."""
@@ -91,6 +102,7 @@ class World:
     delay: timedelta
     spare_ttl: timedelta | None
     is_known_late: bool
+    upkeep: list[tuple[int, list[int]]] = field(default_factory=list)
 
     @property
     def source(self) -> ParquetSource:
@@ -104,10 +116,22 @@ class World:
     def compute(self, store: FeatureStore) -> set[datetime]:
         """Compute the drawn ranges of windows, in the drawn order; return the ends of all."""
         ends = set()
-        for first, length in self.order:
+        for step, (first, length) in enumerate(self.order):
             reports = store.compute(start=T0 + first * HOUR, end=T0 + (first + length) * HOUR, now=T0 + (HOURS + 6) * HOUR)
             ends |= {report.window.end for report in reports}
+            self.keep(store, step)
         return ends
+
+    def keep(self, store: FeatureStore, step: int) -> None:
+        """Merge files and keep states, as drawn: no answer may change."""
+        for hour in (hour for after, hours in self.upkeep for hour in hours if after == step):
+            if hour < 0:
+                store.compact(now=T0 + 72 * HOUR)
+                continue
+            with duckdb.connect() as connection:
+                configure(connection)
+                for view in store.registry.views.values():
+                    keep_state(connection, view, store.offline, to_micros(T0 + hour * HOUR))
 
 
 worlds = st.builds(
@@ -118,6 +142,7 @@ worlds = st.builds(
     delay=st.sampled_from([timedelta(0), timedelta(0), 30 * MINUTE, 2 * HOUR]),
     spare_ttl=st.sampled_from([None, timedelta(0), 20 * MINUTE, 3 * HOUR]),
     is_known_late=st.booleans(),
+    upkeep=upkeep(),
 )
 
 
@@ -304,4 +329,6 @@ def test_event_views_answer_like_brute_force(world: World, schedule: str | None,
     history = unique_history(world)
     with store_of(world, view) as store:
         store.compute(now=T0 + 24 * HOUR)
+        for step in range(7):
+            world.keep(store, step)
         assert_like_brute_force(store, view, world, lambda key, name, at: event_answer(view, history, key, name, at, as_of=as_of), as_of)

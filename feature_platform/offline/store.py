@@ -244,12 +244,7 @@ class OfflineStore:
         folder = self.folder(view)
         folder.mkdir(parents=True, exist_ok=True)
         with self._locked(view, fcntl.LOCK_EX):
-            # Beside the files: a folder's time of change tells readers that files came or went.
-            beside = folder / "_unfinished"
-            beside.mkdir(exist_ok=True)
-            # What a process left that was killed: the lock is ours alone.
-            for leftover in [*beside.glob(".*.tmp"), *self._changes(view).glob(".*.tmp")]:
-                leftover.unlink(missing_ok=True)
+            beside = self._unfinished(view)
             catalog = self.catalog(view)
             was_current = catalog.is_current()
             generation = self._next_generation(view)
@@ -300,10 +295,8 @@ class OfflineStore:
                 return False
             # Generations are a view's own, so the name is new: nobody who reads an earlier file of the day is given another.
             path = folder / COMPACTED / f"{day}.{max(one.generation for one in partitions):020d}.{len(partitions)}.parquet"
-            beside = folder / "_unfinished"
-            for one in (path.parent, beside):
-                one.mkdir(exist_ok=True)
-            temporary = beside / f".{path.stem}.{secrets.token_hex(4)}.tmp"
+            path.parent.mkdir(exist_ok=True)
+            temporary = self._unfinished(view) / f".{path.stem}.{secrets.token_hex(4)}.tmp"
             try:
                 write(temporary)
                 _sync(temporary)
@@ -376,6 +369,15 @@ class OfflineStore:
         for path in self.changes(view, after=0, until=until).values():
             if time.time() - path.stat().st_mtime > _CHANGES_KEPT_SECONDS:
                 path.unlink(missing_ok=True)
+
+    def _unfinished(self, view: FeatureView) -> Path:
+        """Return where files are written, without those of killed processes; whoever asks holds the lock alone."""
+        # Not among the files: a folder's time of change tells readers that some came or went.
+        folder = self.folder(view) / "_unfinished"
+        folder.mkdir(exist_ok=True)
+        for leftover in [*folder.glob(".*.tmp"), *self._changes(view).glob(".*.tmp")]:
+            leftover.unlink(missing_ok=True)
+        return folder
 
     def _changes(self, view: FeatureView) -> Path:
         return self.folder(view) / "_changes"
