@@ -103,6 +103,8 @@ online/titles
   automated | pool view_titles | check skew
 sources/plays
   group sources | kinds parquet
+upkeep/compaction
+  group upkeep | kinds parquet
 """
 
 
@@ -156,6 +158,20 @@ def test_what_dagster_shows_of_a_feature(project: Project) -> None:
         "view_kind": "snapshot",
         "cost_centre": "A_B_C",
     }
+
+
+def test_the_history_is_compacted_by_an_asset_of_its_own(project: Project) -> None:
+    """One run merges the closed days of every view and says what it did."""
+    with FeatureStore(project.registry, project.settings) as store:
+        store.compute(activity, end=START + 2 * DAY)
+        assert len({one.file for one in store.offline.partitions(activity)}) == 48
+    result = project.run(dg.AssetKey(["upkeep", "compaction"]))
+    assert result.success
+    (event,) = result.asset_materializations_for_node("upkeep__compaction")
+    shown = {record.data["view"]: record.data for record in event.metadata["views"].value.records}  # type: ignore[union-attr]
+    assert list(shown) == list(project.registry.views)
+    assert (shown["activity"]["days merged"], shown["activity"]["windows"], shown["activity"]["files now"]) == (2, 48, 2)
+    assert len({one.file for one in project.store.partitions(activity)}) == 2
 
 
 def test_a_range_is_one_computation_with_metadata_per_partition(project: Project) -> None:

@@ -13,7 +13,7 @@ import click
 from feature_platform.cli.arguments import Commands, examples
 from feature_platform.cli.declarations import check, describe, list_features
 from feature_platform.cli.demo import demo
-from feature_platform.cli.history import compute, history, sample
+from feature_platform.cli.history import compact, compute, history, sample
 from feature_platform.cli.online import get, materialize, rebuild_online, status
 from feature_platform.cli.project import init
 from feature_platform.cli.servers import down, serve, up
@@ -57,6 +57,7 @@ for command in (
     describe,
     check,
     compute,
+    compact,
     materialize,
     get,
     why,

@@ -1,11 +1,12 @@
 """
-`fp sample`, `fp compute` and `fp history`: the commands around the Parquet history.
+`fp sample`, `fp compute`, `fp compact` and `fp history`: the commands around the Parquet history.
 
 Each loads DuckDB when it runs and not before.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from feature_platform.cli.output import count, instant, iso, shown_path
 if TYPE_CHECKING:
     from feature_platform.offline.compute import PartitionReport
 
-__all__ = ["asked_features", "compute", "history", "sample"]
+__all__ = ["asked_features", "compact", "compute", "history", "sample"]
 
 
 @click.command(epilog=examples("fp sample --users 1000 --events 100000"))
@@ -121,6 +122,31 @@ def _partition(report: PartitionReport, root: Path) -> dict[str, object]:
         "generation": report.partition.generation,
         "seconds": report.seconds,
     }
+
+
+@click.command(epilog=examples("fp compact", "fp compact user_activity"))
+@click.argument("views", nargs=-1)
+@now_option("Leave days alone that have not ended then.")
+@json_option
+@pass_project
+def compact(project: Project, *, views: tuple[str, ...], now: datetime | None) -> None:
+    """
+    Merge the Parquet of closed days, and keep states.
+
+    Joins and pushes read fewer files and rows then; no answer changes. What was merged is deleted by a later run, once a day has
+    passed. Dagster's asset upkeep/compaction does the same every night.
+    """
+    from feature_platform.feature_store import FeatureStore  # noqa: PLC0415 - loads DuckDB
+
+    with FeatureStore(project.registry, project.settings) as store, project.output.progress("merging") as progress:
+        reports = store.compact(list(views) or None, now, progress=progress)
+    columns = ["view", "days merged", "windows", "states kept", "files deleted", "files now", "seconds"]
+    rows = [
+        [one.view, count(one.days), count(one.merged), count(one.states), count(one.deleted), count(one.files), f"{one.seconds:.1f}"]
+        for one in reports
+    ]
+    project.output.table(columns, rows, right=columns[1:])
+    project.output.document({"views": [asdict(report) for report in reports]})
 
 
 @click.command(

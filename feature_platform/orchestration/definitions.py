@@ -21,6 +21,7 @@ from feature_platform.orchestration.resources import FeatureStoreResource, Onlin
 from feature_platform.orchestration.skew_checks import skew_checks
 from feature_platform.orchestration.source_changes import late_data_sensor, update_sensor
 from feature_platform.orchestration.translator import source_spec
+from feature_platform.orchestration.upkeep import compaction_asset, compaction_schedule
 from feature_platform.registry import Registry
 from feature_platform.settings import Settings
 
@@ -52,10 +53,14 @@ def _build(registry: Registry, settings: Settings, resources: Mapping[str, objec
             *(source_spec(source) for source in registry.sources.values()),
             *(feature_assets(view, settings) for view in views),
             *(online_asset(view, settings) for view in views),
+            *([compaction_asset(views, settings)] if views else []),
         ],
         asset_checks=[skew_checks(views, settings)] if views else [],
         jobs=list(jobs.values()),
-        schedules=[schedule_of(view, jobs[view.name], settings) for view in scheduled],
+        schedules=[
+            *(schedule_of(view, jobs[view.name], settings) for view in scheduled),
+            *([compaction_schedule(settings)] if views else []),
+        ],
         sensors=[
             *(update_sensor(view, jobs[view.name], settings) for view in following),
             *([late_data_sensor(registry, scheduled, jobs, settings)] if scheduled else []),
