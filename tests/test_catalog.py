@@ -141,10 +141,23 @@ def test_a_damaged_catalog_is_made_again(tmp_path: Path, damage: bytes) -> None:
     assert len(store.partitions(view)) == 5
     store.close()
     path = tmp_path / "_catalog" / "events.sqlite"
-    for one in path.parent.glob("events.sqlite-*"):
-        one.unlink()
     path.write_bytes(damage)
     assert len(OfflineStore(tmp_path).partitions(view)) == 5
+
+
+def test_a_catalog_that_breaks_while_it_is_open_is_made_again(tmp_path: Path) -> None:
+    """So is one whose pages are lost under a process that reads it."""
+    view = hourly()
+    fill(OfflineStore(tmp_path), view, 300)
+    store = OfflineStore(tmp_path)
+    assert len(store.partitions(view)) == 300
+    path = tmp_path / "_catalog" / "events.sqlite"
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (size - 4096))
+    assert len(store.partitions(view)) == 300
+    assert store.summary(view).partitions == 300
 
 
 def test_a_catalog_of_another_version_is_made_again(tmp_path: Path) -> None:

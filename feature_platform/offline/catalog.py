@@ -15,7 +15,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 import pyarrow as pa
@@ -24,12 +24,13 @@ import pyarrow.parquet as pq
 from feature_platform.offline.partition import METADATA_KEY, SEVERAL_KEY, Partition
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 __all__ = ["COMPACTED", "Catalog"]
 
 COMPACTED: Final = "_compacted"
 """Folder of the files that hold several windows each."""
+_T = TypeVar("_T")
 _VERSION: Final = 1
 # A file system's clock may stand still for some milliseconds: what changed just now may change again unseen.
 _SETTLED_NANOSECONDS: Final = 50_000_000
@@ -90,19 +91,25 @@ class Catalog:
             parameters: Its values.
         """
         sql = f'select footer from current join footers using (name, file) where {where} order by "end", start'
-        with self._lock:
+
+        def ask() -> list[Partition]:
             while True:
                 self._refresh()
                 found = [_DECODER.decode(row[0]) for row in self._open().execute(sql, parameters)]
                 if not self._forget_changed({one.file for one in found}):
                     return found
 
+        return self._unbroken(ask)
+
     def facts(self, columns: str, where: str = "true", parameters: Sequence[object] = ()) -> tuple[int | None, ...]:
         """Return aggregates over partitions, as `partitions` would return them."""
-        with self._lock:
+
+        def ask() -> tuple[int | None, ...]:
             self._refresh()
             row: tuple[int | None, ...] = self._open().execute(f"select {columns} from current where {where}", parameters).fetchone()
             return row
+
+        return self._unbroken(ask)
 
     def superseded(self, *, before: float) -> list[str]:
         """Return the files of which no partition is read, since files that were written before a moment (Unix time) hold them all."""
@@ -115,21 +122,26 @@ class Catalog:
                 join files as its on its.file = current.file
                 where mine.file = files.file and its.mtime >= ?
             )"""
-        with self._lock:
+
+        def ask() -> list[str]:
             self._refresh()
             return [row[0] for row in self._open().execute(sql, [int(before * 1e9)])]
+
+        return self._unbroken(ask)
 
     @property
     def has_overlaps(self) -> bool:
         """Whether two windows share an instant: files of earlier schedules are still there."""
-        with self._lock:
+
+        def ask() -> bool:
             self._refresh()
             return bool(self._fact("has_overlaps"))
 
+        return self._unbroken(ask)
+
     def is_current(self) -> bool:
         """Say whether nobody changed the folder since it was looked at."""
-        with self._lock:
-            return [self._fact("folder"), self._fact(COMPACTED)] == self._changed_at()
+        return self._unbroken(self._is_current)
 
     def put(self, file: Path, *, was_current: bool) -> None:
         """
@@ -139,7 +151,10 @@ class Catalog:
             file: Its path.
             was_current: Whether the catalog was before; else what others changed is looked for the next time.
         """
-        with self._lock, self._writing() as connection:
+        self._unbroken(lambda: self._put(file, was_current=was_current))
+
+    def _put(self, file: Path, *, was_current: bool) -> None:
+        with self._writing() as connection:
             name = str(file.relative_to(self._folder))
             self._read(connection, name, _identity(file))
             connection.execute(f"{_CHOOSE} where name in (select name from partitions where file = ?)", [name])
@@ -155,9 +170,24 @@ class Catalog:
             if was_current:
                 self._note(*self._changed_at())
 
+    def _unbroken(self, ask: Callable[[], _T]) -> _T:
+        """Ask the file, and once more a new one where it turns out to be broken: of a disk that lost some of it."""
+        with self._lock:
+            try:
+                return ask()
+            except sqlite3.OperationalError:
+                raise  # not that
+            except sqlite3.DatabaseError:
+                self.close()
+                self._path.unlink(missing_ok=True)
+                return ask()
+
+    def _is_current(self) -> bool:
+        return [self._fact("folder"), self._fact(COMPACTED)] == self._changed_at()
+
     def _refresh(self) -> None:
         """Look for files that came, went or changed, where the folder says that something did."""
-        if self.is_current():
+        if self._is_current():
             return
         with self._writing() as connection:
             changed_at = self._changed_at()
@@ -226,9 +256,6 @@ class Catalog:
                 self._connection = _connect(self._path)
             except (OSError, sqlite3.OperationalError):
                 self._connection = _connect(None)
-            except sqlite3.DatabaseError:  # of a disk that lost some of it
-                self._path.unlink(missing_ok=True)
-                self._connection = _connect(self._path)
         return self._connection
 
     @contextlib.contextmanager
@@ -264,9 +291,10 @@ def _connect(path: Path | None) -> sqlite3.Connection:
     """Open a catalog, made where it is not there; in memory without a path."""
     connection = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False)
     try:
-        # Nothing is lost with it, so a commit does not wait for the disk.
-        connection.execute("pragma journal_mode = wal")
-        connection.execute("pragma synchronous = normal")
+        # Nothing is lost with it, so a commit does not wait for the disk (0.3 ms instead of 1.5). No write-ahead log: machines that
+        # share a folder share no memory.
+        connection.execute("pragma journal_mode = truncate")
+        connection.execute("pragma synchronous = off")
         connection.execute("begin immediate")  # also what tells a read-only file
         try:
             version = connection.execute("pragma user_version").fetchone()[0]
