@@ -19,6 +19,7 @@ from feature_platform.model import FeatureView
 from feature_platform.offline.compaction import CompactionReport, compact_view
 from feature_platform.offline.compute import PartitionReport, compute_windows
 from feature_platform.offline.due import due_windows, pending_windows, requested_windows
+from feature_platform.offline.entity_query import entity_rows, is_query
 from feature_platform.offline.historical import HistoricalFeatures
 from feature_platform.offline.inputs import source_files
 from feature_platform.offline.point_in_time import Question
@@ -212,7 +213,8 @@ class FeatureStore:
 
         Args:
             entity_df: One row per question: the join keys of all features and `event_timestamp` (naive means UTC). A pandas or
-                polars DataFrame, an Arrow table, a DuckDB relation, or a path to Parquet. Further columns pass through untouched.
+                polars DataFrame, an Arrow table, a DuckDB relation, a path to Parquet, or a SELECT over the declared sources, by their
+                names: `"select user_id, watched_at as event_timestamp from watches"`. Further columns pass through untouched.
             features: References (`view:feature`, or a bare name where it is unique), a FeatureService, or its name.
             as_of: "known": an event view's row is seen from its created_timestamp on; "latest" ignores that, for bulk-loaded history.
             full_feature_names: Whether result columns are named `view__feature`.
@@ -231,6 +233,8 @@ class FeatureStore:
             message = f"as_of={as_of!r} is not understood.\nWrite 'known' or 'latest'."
             raise RegistryError(message, field="as_of")
         refs = tuple(self.registry.resolve(features, full_feature_names=full_feature_names))
+        if isinstance(entity_df, str) and is_query(entity_df):
+            entity_df = entity_rows(self._entities(), entity_df, self.registry.sources, self.settings.root)
         return HistoricalFeatures(self._connect, self.offline, entity_df, Question(refs, as_of, statuses))
 
     def get_online_features(
@@ -308,13 +312,23 @@ class FeatureStore:
         asked = [views] if isinstance(views, (str, FeatureView)) else views
         return [self.registry.view(one.name if isinstance(one, FeatureView) else one) for one in asked]
 
+    def _entities(self) -> duckdb.DuckDBPyConnection:
+        """Return a connection for the rows of a query, which are read when the join is; it is closed with the store."""
+        with self._opening:
+            connection = self._opened().cursor()
+        configure(connection, memory_limit=self.settings.memory_limit, threads=self.settings.threads)
+        return connection
+
+    def _opened(self) -> duckdb.DuckDBPyConnection:
+        if self._database is None:
+            self._database = duckdb.connect(":memory:")
+        return self._database
+
     @contextlib.contextmanager
     def _connect(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """Hand out a connection of its own to one database, so that threads do not share temporary tables."""
         with self._opening:
-            if self._database is None:
-                self._database = duckdb.connect(":memory:")
-            connection = self._database.cursor()
+            connection = self._opened().cursor()
         try:
             configure(connection, memory_limit=self.settings.memory_limit, threads=self.settings.threads)
             yield connection

@@ -75,7 +75,7 @@ _PAST_THE_SOURCES: Final = ("read_", "duckdb_", "pragma_", "pg_", "sniff_", "par
 _INSTEAD: Final = "Use $start and $end, the bounds of the window."
 
 
-def check_select(connection: duckdb.DuckDBPyConnection, sql: str, *, sources: Sequence[str], where: str) -> None:
+def check_select(connection: duckdb.DuckDBPyConnection, sql: str, *, sources: Sequence[str], where: str, instead: str = _INSTEAD) -> None:
     """
     Refuse a query that is not one SELECT over its sources, or that could see past them.
 
@@ -95,7 +95,7 @@ def check_select(connection: duckdb.DuckDBPyConnection, sql: str, *, sources: Se
         raise QueryError(message)
     unstable = _unstable_functions(connection)
     for node, tables in _nodes(parsed["statements"][0]["node"], frozenset(name.lower() for name in sources)):
-        _check_function(node, unstable, where)
+        _check_function(node, unstable, where, instead)
         _check_table(node, tables, sources, where)
 
 
@@ -108,22 +108,22 @@ def _unstable_functions(connection: duckdb.DuckDBPyConnection) -> frozenset[str]
     return (_UNSTABLE | {row[0] for row in rows}) - _STABLE_ENOUGH
 
 
-def _check_function(node: Node, unstable: frozenset[str], where: str) -> None:
+def _check_function(node: Node, unstable: frozenset[str], where: str, instead: str) -> None:
     function = str(node.get("function_name", "")).lower()
     if function in unstable or function.startswith(_PAST_THE_SOURCES):
         message = (
-            f"{where}: the query calls {function}(), which does not answer the same way every time, or reads past its sources.\n{_INSTEAD}"
+            f"{where}: the query calls {function}(), which does not answer the same way every time, or reads past its sources.\n{instead}"
         )
         raise QueryError(message)
     if function == "age" and len(node.get("arguments", [])) == 1:
-        message = f"{where}: age() with one argument counts from today.\nWrite age($end, column)."
+        message = f"{where}: age() with one argument counts from today.\nWrite it with two."
         raise QueryError(message)
     if node.get("type") == "COLUMN_REF":
         names = node.get("column_names", [])
         if len(names) == 1 and str(names[0]).lower() in _COLUMNS_THAT_ARE_FUNCTIONS:
             message = (
                 f"{where}: the query uses {names[0]}, which changes with the clock or the session.\n"
-                f"{_INSTEAD} A column of that name is written table.{names[0]}."
+                f"{instead} A column of that name is written table.{names[0]}."
             )
             raise QueryError(message)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from feature_platform.errors import ContractError, SourceNotFoundError, suggest
-from feature_platform.offline.query import first_row, literal, quote, timestamp, to_micros_up, type_family
+from feature_platform.offline.query import first_row, parquet, quote, timestamp, to_micros_up, type_family
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from feature_platform.model import FeatureView, ParquetSource
     from feature_platform.windows import Window
 
-__all__ = ["SourceViews", "source_views", "utc_naive"]
+__all__ = ["SourceViews", "source_views", "utc_naive", "whole_source"]
 
 _START, _END, _KNOWN = "feature_platform_start", "feature_platform_end", "feature_platform_known"
 
@@ -81,17 +81,34 @@ def source_views(connection: duckdb.DuckDBPyConnection, view: FeatureView, root:
             connection.execute(f"drop view if exists temp.{quote(name)}")
 
 
+def whole_source(connection: duckdb.DuckDBPyConnection, source: ParquetSource, root: Path) -> str:
+    """
+    Return the SELECT of all of a source's rows, its times in UTC microseconds.
+
+    Raises:
+        SourceNotFoundError: It has no files.
+        ContractError: It lacks a time column that it declares.
+    """
+    select, _ = _select(connection, source, root, where="")
+    return select
+
+
 def _create(connection: duckdb.DuckDBPyConnection, view: FeatureView, source: ParquetSource, root: Path) -> str:
+    select, types = _select(connection, source, root, where=f" of view {view.name!r}")
+    return f"create or replace temp view {quote(source.name)} as\n{select}{_conditions(view, source, types)}"
+
+
+def _select(connection: duckdb.DuckDBPyConnection, source: ParquetSource, root: Path, *, where: str) -> tuple[str, dict[str, str]]:
+    """Return the SELECT of a source's rows under the alias `source`, and the types of its columns."""
     pattern = str(Path(glob.escape(str(root))) / source.path)
     files = sorted(glob.glob(pattern, recursive=True))
     if not files:
         message = (
-            f"source {source.name!r} of view {view.name!r} has no files at {source.path!r} (in {root}).\n"
+            f"source {source.name!r}{where} has no files at {source.path!r} (in {root}).\n"
             "Put its Parquet files there, or correct the source's path; 'fp sample' makes the running example's."
         )
         raise SourceNotFoundError(message)
-    files_sql = ", ".join(literal(one) for one in files)
-    table = f"read_parquet([{files_sql}], union_by_name = true)"
+    table = parquet(files, union_by_name=True)
     relation = connection.sql(f"select * from {table} limit 0")
     types = dict(zip(relation.columns, relation.types, strict=True))
     replaced: list[str] = []
@@ -106,8 +123,7 @@ def _create(connection: duckdb.DuckDBPyConnection, view: FeatureView, source: Pa
             raise ContractError(message)
         replaced.append(f"{to_micros_up(quote(column), str(types[column]))} as {quote(column)}")
     columns = f"* replace ({', '.join(replaced)})" if replaced else "*"
-    conditions = _conditions(view, source, {name: str(kind) for name, kind in types.items()})
-    return f"create or replace temp view {quote(source.name)} as\nselect {columns}\nfrom {table} as source{conditions}"
+    return f"select {columns}\nfrom {table} as source", {name: str(kind) for name, kind in types.items()}
 
 
 def _conditions(view: FeatureView, source: ParquetSource, types: dict[str, str]) -> str:
