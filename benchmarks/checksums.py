@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["checksum_of_batches", "checksum_of_rows"]
+if TYPE_CHECKING:
+    import duckdb
+
+__all__ = ["checksum_of_batches", "checksum_of_newest", "checksum_of_query", "checksum_of_rows"]
 
 
 def checksum_of_batches(batches: Iterable[pa.RecordBatch | pa.Table], columns: Sequence[str]) -> str:
@@ -34,6 +37,19 @@ def checksum_of_batches(batches: Iterable[pa.RecordBatch | pa.Table], columns: S
             nulls.update(_buffer(missing))
     parts = [f"{name}:{values.hexdigest()}:{nulls.hexdigest()}" for name, (values, nulls) in hashes.items()]
     return hashlib.sha256("\n".join([str(rows), *parts]).encode()).hexdigest()
+
+
+def checksum_of_query(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
+    """Return the checksum of what a SELECT of numbers returns, in its order."""
+    relation = connection.sql(sql)
+    with relation.to_arrow_reader() as reader:
+        return checksum_of_batches(reader, relation.columns)
+
+
+def checksum_of_newest(connection: duckdb.DuckDBPyConnection, columns: Sequence[str]) -> str:
+    """Return the checksum of the table `newest`: a key, a time and the features a row."""
+    key = "account_id as account_int, epoch_us(event_timestamp) as at_int"
+    return checksum_of_query(connection, f"select {key}, {', '.join(columns)} from newest order by account_id")
 
 
 def checksum_of_rows(rows: Iterable[Sequence[Any]]) -> str:

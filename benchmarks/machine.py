@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ _PACKAGES = (
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return processor, memory and how busy it is; no name of the machine."""
+    """Return processor, memory, how busy it is and the day; no name of the machine."""
     memory = _first("/proc/meminfo", "MemTotal")
     return {
         "cpu": _first("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
@@ -37,6 +38,7 @@ def describe_machine() -> dict[str, Any]:
         "memory_gb": round(int(memory.split()[0]) / 2**20, 1) if memory else None,
         "system": f"{platform.system()} {platform.machine()}",
         "load_1m": round(os.getloadavg()[0], 2),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
     }
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "REFERENCE",
     "BenchmarkError",
     "Context",
+    "Point",
     "Result",
     "Run",
     "Subject",
@@ -95,6 +96,14 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Point:
+    """Where a case lies on a curve of growth: one question asked of more and more rows."""
+
+    curve: str
+    rows: int
+
+
+@dataclass(frozen=True)
 class Subject:
     """Who is measured, and what makes one run of it."""
 
@@ -113,6 +122,8 @@ class Result:
         runs: In the order made.
         equal: Whether all of them gave the right answers.
         p90_seconds: 90th percentile of the runs, where they are many.
+        ratios: Of each run's time to that of the feature platform in the same turn; none where it is the platform itself.
+        point: Where the case is one of a curve.
     """
 
     case: str
@@ -120,6 +131,8 @@ class Result:
     runs: list[Run]
     equal: bool
     p90_seconds: float | None = None
+    ratios: Sequence[float] = ()
+    point: Point | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the row that every benchmark of this project writes."""
@@ -133,8 +146,14 @@ class Result:
             "p99_ms": _median([run.p99_ms for run in self.runs]),
             "equal": self.equal,
         }
-        p50 = _median([run.p50_ms for run in self.runs])
-        more = {"p50_ms": p50, "p90_seconds": None if self.p90_seconds is None else _rounded(self.p90_seconds)}
+        more: dict[str, Any] = {
+            "p50_ms": _median([run.p50_ms for run in self.runs]),
+            "p90_seconds": None if self.p90_seconds is None else _rounded(self.p90_seconds),
+            "ratio": _median(self.ratios),
+            "ratio_spread": [_rounded(min(self.ratios)), _rounded(max(self.ratios))] if self.ratios else None,
+            "curve": self.point and self.point.curve,
+            "rows": self.point and self.point.rows,
+        }
         return row | {name: value for name, value in more.items() if value is not None}
 
 
@@ -146,13 +165,26 @@ class Tally:
     Attributes:
         results: In the order measured.
         left_out: What the table does not tell: why subjects are missing or were not measured whole, a percentile; one line each.
+        failed: The benchmarks that did not come to their end, and why; one line each.
+        keep: Called after each case, so that what is measured is not lost with a later one.
     """
 
     results: list[Result] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    keep: Callable[[], None] = lambda: None
 
 
-def measure(context: Context, tally: Tally, case: str, subjects: Sequence[Subject], *, runs: int, expected: str | None = None) -> None:
+def measure(
+    context: Context,
+    tally: Tally,
+    case: str,
+    subjects: Sequence[Subject],
+    *,
+    runs: int,
+    expected: str | None = None,
+    point: Point | None = None,
+) -> None:
     """
     Run all subjects of a case in turn, several times, and add their results.
 
@@ -165,6 +197,7 @@ def measure(context: Context, tally: Tally, case: str, subjects: Sequence[Subjec
         subjects: The feature platform among them.
         runs: How often each one runs.
         expected: Checksum of the right answers where they are known; else the feature platform's first ones.
+        point: Where the case is one of a curve.
     """
     done: dict[str, list[Run]] = {}
     failed: set[str] = set()
@@ -183,10 +216,14 @@ def measure(context: Context, tally: Tally, case: str, subjects: Sequence[Subjec
                 tally.left_out.append(f"{case}: {subject.name} failed: {error}")
                 continue
             done.setdefault(subject.name, []).append(run)
-    right = expected or done[REFERENCE][0].checksum
+    ours = done[REFERENCE]
+    right = expected or ours[0].checksum
     for name, its_runs in done.items():
         equal = all(run.checksum == right for run in its_runs)
-        tally.results.append(Result(case=case, subject=name, runs=its_runs, equal=equal))
+        # Turn by turn: what the machine did in one turn falls on both sides of its ratio.
+        ratios = [] if name == REFERENCE else [run.seconds / own.seconds for run, own in zip(its_runs, ours, strict=True)]
+        tally.results.append(Result(case=case, subject=name, runs=its_runs, equal=equal, ratios=ratios, point=point))
+    tally.keep()
 
 
 def in_worker(subject: str, python: Path | None = None, **arguments: Any) -> Run:  # noqa: ANN401 - JSON

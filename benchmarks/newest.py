@@ -1,0 +1,64 @@
+"""
+The newest row of each key, as a push to the online store extracts them, beside hand-written scans of the whole history.
+
+Knows the cases, and what the platform keeps before the newest day. How a subject finds the rows is its own module's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.histories import History, ensure_history
+from benchmarks.measuring import REFERENCE, Context, Point, Subject, Tally, in_worker, measure, size_text
+
+__all__ = ["SCANS", "KeyedHistory", "measure_newest", "run"]
+
+SCANS: Final = ("scan", "arg_max")
+"""What is written by hand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyedHistory(History):
+    """A history of as many keys as are wanted."""
+
+    key_count: int
+
+    @property
+    def keys(self) -> int:
+        """How many keys there are."""
+        return self.key_count
+
+    @property
+    def name(self) -> str:
+        """The folder in the cache."""
+        return f"{super().name}_{self.key_count}_keys"
+
+
+def run(context: Context, tally: Tally) -> None:
+    """Measure the case of the size wanted."""
+    rows, keys = context.of_size(tiny=(2000, 40), quick=(2_000_000, 40_000), full=(50_000_000, 1_000_000))
+    measure_newest(context, tally, rows, keys, runs=context.of_size(tiny=1, quick=5, full=3))
+
+
+def measure_newest(
+    context: Context, tally: Tally, rows: int, keys: int, *, runs: int, scans: Sequence[str] = SCANS, curve: str | None = None
+) -> None:
+    """Measure one size: 60 daily partitions, the last of them new since the platform last kept anything."""
+    case = f"{curve} R={size_text(rows)}" if curve else f"{size_text(rows)} rows {size_text(keys)} keys"
+    history = KeyedHistory(rows=rows, views=1, features=3, days=60, daily=True, key_count=keys)
+    context.say(f"{case}: data")
+    folder = _prepare(history, context.cache)
+    subjects = [Subject(REFERENCE, partial(in_worker, "newest_feature_platform", history=asdict(history), folder=str(folder)))]
+    if "duckdb" in context.peers:
+        peer: dict[str, Any] = {"files": history.files(folder, 0), "columns": history.columns}
+        subjects += [Subject(name, partial(in_worker, "newest_duckdb", **peer, how=name)) for name in scans]
+    measure(context, tally, case, subjects, runs=runs, point=Point(curve, rows) if curve else None)
+
+
+def _prepare(history: KeyedHistory, cache: Path) -> Path:
+    """Return the project folder with the history, and with what the platform keeps of it as of the day before the last."""
+    return ensure_history(history, cache)
