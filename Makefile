@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check format bench docs screenshots lock clean
+.PHONY: help demo up test check format bench bench-full bench-docs docs screenshots lock clean
 # A shell that activated something else must not leak into ours.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 bin := .venv/bin
@@ -10,7 +10,7 @@ bin := .venv/bin
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 help: ## list what make can do
-	@sed -n 's/^\([a-z][a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z][a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
 
 demo: .venv/.ready ## the whole path on sample data, in about a minute
 	@$(bin)/fp demo
@@ -27,8 +27,14 @@ check: .venv/.ready ## ruff, format, mypy --strict, import contracts
 format: .venv/.ready ## let ruff fix and format
 	$(bin)/ruff check --fix --exit-zero && $(bin)/ruff format
 
-bench: .venv/.ready ## every benchmark at its quick size
-	$(bin)/python -m benchmarks all --quick
+bench: .venv/.ready ## every benchmark at its quick size, in minutes
+	$(bin)/python -m benchmarks all --quick --json benchmarks/results/quick.json
+
+bench-full: .venv/.ready ## every benchmark at its full size, with Feast: hours on a quiet machine (needs the network once)
+	$(bin)/python -m benchmarks all --peers all --json benchmarks/results/full.json
+
+bench-docs: .venv/.ready ## figures and plots of docs/benchmarks.md from benchmarks/figures/*.json
+	$(bin)/python -m benchmarks docs
 
 docs: .venv/.ready ## run the commands and examples of the docs
 	$(bin)/python -m pytest -m docs
