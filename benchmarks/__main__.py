@@ -115,7 +115,7 @@ def main(name: str, files: tuple[Path, ...], *, quick: bool, peers: str, json_pa
         click.echo(to_markdown(page.read(files)), nl=False)
         return
     if name == "docs":
-        page.write(page.read(files or page.FIGURES))
+        page.write(page.read(files or page.kept()))
         return
     if files:
         message = f"{files[0]}: only report and docs take files."

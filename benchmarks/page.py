@@ -17,11 +17,11 @@ from benchmarks.measuring import REFERENCE, size_text
 from benchmarks.plots import Bar, Curve, bars, curves
 from benchmarks.report import ratio_of, to_markdown
 
-__all__ = ["BEGIN", "END", "FIGURES", "PAGE", "generated", "pictures", "read", "write"]
+__all__ = ["BEGIN", "END", "FIGURES", "PAGE", "generated", "kept", "pictures", "read", "write"]
 
 _ROOT: Final = Path(__file__).parent.parent
-FIGURES: Final = tuple(sorted((Path(__file__).parent / "figures").glob("*.json")))
-"""The runs that the page shows."""
+FIGURES: Final = Path(__file__).parent / "figures"
+"""The folder of the runs that the page shows."""
 
 PAGE: Final = _ROOT / "docs" / "benchmarks.md"
 BEGIN: Final = "<!-- From here to the end marker: written by `python -m benchmarks docs` from benchmarks/figures/*.json. -->"
@@ -31,8 +31,13 @@ _NOT_COMPARED: Final = frozenset({"growth", "latency"})
 """Growth has plots of its own; the subjects of latency are the parts of one way."""
 
 
+def kept() -> list[Path]:
+    """Return the files of the runs that the page shows, in its order."""
+    return sorted(FIGURES.glob("*.json"))
+
+
 def read(files: Sequence[Path]) -> list[Mapping[str, Any]]:
-    """Return kept runs."""
+    """Return the documents of kept runs."""
     return [json.loads(file.read_text()) for file in files]
 
 
@@ -55,7 +60,7 @@ def pictures(documents: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         ]
         if shown:
             axis = "time of the subject / time of feature_platform (no unit, logarithmic); left of 1 it is faster, right of 1 slower"
-            found[f"benchmark-{benchmark}.svg"] = bars(f"{benchmark}: time beside feature_platform's", axis, shown)
+            found[f"benchmark-{benchmark}.svg"] = bars(f"{benchmark}: time as a multiple of feature_platform", axis, shown)
     grown = [row for row, _ in rows if "curve" in row]
     for name, title, unit, field, slope in (
         ("time", "time", "seconds (logarithmic)", "seconds", "slope"),

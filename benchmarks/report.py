@@ -80,6 +80,7 @@ def _section(document: Mapping[str, Any]) -> list[str]:
     lines += [f"Load average at the start: {machine.get('load_1m')}", ""]
     for name in names:
         head, rows = _table([row for row in cases if row.get("benchmark", "figures") == name])
+        lines += [f"`{name}`:", ""] if len(names) > 1 else []
         lines += [f"| {' | '.join(head)} |", "| " + " | ".join("---" if number < _LEFT else "--:" for number in range(len(head))) + " |"]
         lines += [*(f"| {' | '.join(cells)} |" for cells in rows), ""]
     return lines
