@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 import duckdb
@@ -22,8 +22,8 @@ from feature_platform.offline.due import due_windows, pending_windows, requested
 from feature_platform.offline.entity_query import entity_rows, is_query
 from feature_platform.offline.historical import HistoricalFeatures
 from feature_platform.offline.inputs import source_files
-from feature_platform.offline.point_in_time import Question
-from feature_platform.offline.query import configure
+from feature_platform.offline.query import configure, spill_directory
+from feature_platform.offline.question import Question
 from feature_platform.offline.store import OfflineStore
 from feature_platform.online.codec import ViewCodec
 from feature_platform.online.opening import open_online_store
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from feature_platform.model import FeatureService
-    from feature_platform.offline.historical import EntityRows
-    from feature_platform.offline.point_in_time import AsOf
+    from feature_platform.offline.entity_frame import EntityRows
+    from feature_platform.offline.question import AsOf
     from feature_platform.registry import Registry
     from feature_platform.windows import Window
 
@@ -207,6 +207,8 @@ class FeatureStore:
         *,
         full_feature_names: bool = False,
         statuses: bool = False,
+        labels: Sequence[str] = (),
+        label_delay: timedelta | None = None,
     ) -> HistoricalFeatures:
         """
         Join to each row the newest values known at its `event_timestamp`.
@@ -219,9 +221,12 @@ class FeatureStore:
             as_of: "known": an event view's row is seen from its created_timestamp on; "latest" ignores that, for bulk-loaded history.
             full_feature_names: Whether result columns are named `view__feature`.
             statuses: Whether `<column>__status` follows each feature.
+            labels: References whose values `label_delay` after the row's time become columns `label_<column>`: what a model is to
+                foretell. NULL where that time is not over yet, as far as the view is computed.
+            label_delay: The horizon of the labels.
 
         Returns:
-            The same rows in the same order plus one column a feature, evaluated when a form of it is asked for: the declared
+            The same rows in the same order plus one column a feature and label, evaluated when a form of it is asked for: the declared
             default, else null, where no value existed or it was older than the view's ttl. A NULL key or time finds nothing.
 
         Raises:
@@ -233,9 +238,15 @@ class FeatureStore:
             message = f"as_of={as_of!r} is not understood.\nWrite 'known' or 'latest'."
             raise RegistryError(message, field="as_of")
         refs = tuple(self.registry.resolve(features, full_feature_names=full_feature_names))
+        if (label_delay is None) != (not labels) or (label_delay is not None and label_delay <= timedelta(0)):
+            message = "labels and a positive label_delay go together.\nWrite labels=['view:feature'], label_delay=timedelta(days=7), say."
+            raise RegistryError(message, field="label_delay")
+        asked = tuple(self.registry.resolve(list(labels), full_feature_names=full_feature_names)) if labels else ()
         if isinstance(entity_df, str) and is_query(entity_df):
             entity_df = entity_rows(self._entities(), entity_df, self.registry.sources, self.settings.root)
-        return HistoricalFeatures(self._connect, self.offline, entity_df, Question(refs, as_of, statuses))
+        return HistoricalFeatures(
+            self._connect, self.offline, entity_df, Question(refs, as_of, statuses, asked, label_delay or timedelta(0))
+        )
 
     def get_online_features(
         self,
@@ -321,7 +332,7 @@ class FeatureStore:
 
     def _opened(self) -> duckdb.DuckDBPyConnection:
         if self._database is None:
-            self._database = duckdb.connect(":memory:")
+            self._database = duckdb.connect(":memory:", config={"temp_directory": spill_directory()})
         return self._database
 
     @contextlib.contextmanager

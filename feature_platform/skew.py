@@ -19,8 +19,8 @@ from feature_platform.dtypes import MICROSECOND, from_micros, to_micros
 from feature_platform.model import FeatureStatus, FeatureView, ViewKind
 from feature_platform.offline.historical import HistoricalFeatures
 from feature_platform.offline.history import existing, history_of, window_states
-from feature_platform.offline.point_in_time import STATUS_SUFFIX, Question
 from feature_platform.offline.query import configure, interval, quote, quote_all, timestamp
+from feature_platform.offline.question import STATUS_SUFFIX, Question
 from feature_platform.online.codec import ViewCodec
 from feature_platform.online.layout import read_head
 from feature_platform.online.meta import ViewMeta

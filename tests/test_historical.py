@@ -179,7 +179,7 @@ def test_streaming_needs_no_round_number_of_rows(
     store: FeatureStore, entity_df: pa.Table, expected: list[int | None], batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batches of features and of rows are cut alike, whatever their sizes."""
-    monkeypatch.setattr(historical, "_BATCH_ROWS", batch)
+    monkeypatch.setattr(historical, "BATCH_ROWS", batch)
     rows = ROWS if batch > 1 else 50
     as_files(entity_df, tmp_path / "many")
     pq.write_table(entity_df.slice(0, rows), tmp_path / "one.parquet")

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from feature_platform import Aggregate, Entity, Feature, FeatureStatus, FeatureStore, FeatureView, ParquetSource, Registry, Settings
 from feature_platform.dtypes import to_micros
 from feature_platform.offline.kept_states import keep_state
-from feature_platform.offline.point_in_time import AsOf
 from feature_platform.offline.query import configure
+from feature_platform.offline.question import AsOf
 from feature_platform.online.codec import ViewCodec
 from feature_platform.online.memory import MemoryOnlineStore
 from feature_platform.testing import Answer, aggregate_state, event_answer, window_answer

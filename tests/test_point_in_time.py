@@ -21,7 +21,9 @@ from offline_project import DAY, HOUR, MICROS, MINUTE, NOW, T0, answers, asked, 
 
 from feature_platform import Aggregate, Entity, Feature, FeatureService, FeatureStatus, FeatureStore, FeatureView, ParquetSource
 from feature_platform.errors import EntityRowsError, NameClashError, RegistryError
-from feature_platform.offline.point_in_time import Question, _view_sql, load_spine
+from feature_platform.offline.asof import view_sql
+from feature_platform.offline.join_plan import plan_views
+from feature_platform.offline.question import Question, load_spine
 
 PRESENT, NULL_VALUE = FeatureStatus.PRESENT, FeatureStatus.NULL_VALUE
 NOT_FOUND, PAST_TTL = FeatureStatus.NOT_FOUND, FeatureStatus.OUTSIDE_MAX_AGE
@@ -535,7 +537,8 @@ def test_no_nested_loop_is_planned(tmp_path: Path, rows: int) -> None:
     with computed(tmp_path, table) as store, store._connect() as connection:
         question = Question(tuple(store.registry.resolve(["values:value"])))
         spine = load_spine(connection, connection.from_arrow(asked([NOW] * rows)), question.join_keys, given="test")
-        sql = _view_sql(connection, store.offline, question, question.refs, spine, (0, 2 * 10**15), f"{spine}_0")
+        (planned,) = plan_views(store.offline, question, (0, 2 * 10**15))
+        sql = view_sql(connection, planned, spine, f"{spine}_0", rows)
         plan = str(connection.execute(f"explain {sql}").fetchall())
         assert "Asof Join" in plan
         connection.execute("reset asof_loop_join_threshold")

@@ -23,11 +23,12 @@ import pyarrow.compute as pc
 
 from feature_platform.dtypes import from_micros, to_micros
 from feature_platform.errors import DatasetCardError
-from feature_platform.offline.point_in_time import STATUS_SUFFIX, AsOf, needed_partitions
+from feature_platform.offline.join_plan import needed_partitions
+from feature_platform.offline.question import STATUS_SUFFIX, AsOf
 from feature_platform.windows import WHOLE
 
 if TYPE_CHECKING:
-    from feature_platform.offline.point_in_time import Question
+    from feature_platform.offline.question import Question
     from feature_platform.offline.store import OfflineStore
     from feature_platform.registry import FeatureRef
 

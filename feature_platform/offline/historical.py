@@ -1,43 +1,47 @@
 """
 Training sets: entity rows of any common form in, the same rows with features out, evaluated when a form is asked for.
 
-Knows pandas, polars, Arrow and Parquet as ways in and out. The join itself is `point_in_time`'s.
+Knows pandas, polars, Arrow and Parquet as ways out. The join itself is `asof`'s, in buckets `buckets`'s.
 """
 
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
 import secrets
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from feature_platform.errors import EntityRowsError
+from feature_platform.errors import EntityRowsError, suggest
+from feature_platform.offline.asof import drop_spine, join_views
+from feature_platform.offline.buckets import Buckets, join_in_buckets
 from feature_platform.offline.card import CardFile, Tally, card_views, content_sha256, file_sha256, write_card
-from feature_platform.offline.point_in_time import TIME, Question, drop_spine, join_features, load_spine, output_names
+from feature_platform.offline.entity_frame import BATCH_ROWS, GivenRows, Slices, exact_dtypes
+from feature_platform.offline.explanation import JoinExplanation, explain_join
+from feature_platform.offline.join_plan import plan_views
 from feature_platform.offline.query import first_row
+from feature_platform.offline.question import ROW, TIME, Question, load_spine, output_names
 
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
-    import pyarrow.dataset as ds
 
     from feature_platform.offline.card import Bounds, CardView
+    from feature_platform.offline.entity_frame import EntityRows
     from feature_platform.offline.store import OfflineStore
 
-__all__ = ["EntityRows", "HistoricalFeatures", "parquet_files"]
+__all__ = ["HistoricalFeatures"]
 
-EntityRows: TypeAlias = "pd.DataFrame | pl.DataFrame | pa.Table | duckdb.DuckDBPyRelation | str | os.PathLike[str]"
 Connect: TypeAlias = Callable[[], contextlib.AbstractContextManager[duckdb.DuckDBPyConnection]]
-_BATCH_ROWS = 100_000
+Progress: TypeAlias = Callable[[str, int, int], None]
+_MOST_FOLDERS = 10_000
 
 
 class HistoricalFeatures:
@@ -52,7 +56,7 @@ class HistoricalFeatures:
         self._connect = connect
         self._store = store
         self._question = question
-        self._rows = _Rows.of(entity_df, list(question.join_keys))
+        self._rows = GivenRows.of(entity_df, list(question.join_keys))
         self._names = output_names(question, self._rows.columns)
 
     def __repr__(self) -> str:
@@ -64,72 +68,89 @@ class HistoricalFeatures:
         """The feature columns alone, a row for each entity row."""
         return self._features(self._rows)
 
-    def to_arrow(self) -> pa.Table:
-        """Return the rows as an Arrow table."""
+    def to_arrow(self, *, progress: Progress | None = None) -> pa.Table:
+        """
+        Return the rows as an Arrow table.
+
+        Args:
+            progress: Called with what is done, how much of it is, and how much there is to do.
+        """
         rows = self._rows.held()
-        table, features = rows.to_arrow(), self._features(rows)
+        table, features = rows.to_arrow(), self._features(rows, progress)
         for name in features.column_names:
             table = table.append_column(features.schema.field(name), features.column(name))
         return table
 
-    def to_pandas(self) -> pd.DataFrame:
+    def to_pandas(self, *, progress: Progress | None = None) -> pd.DataFrame:
         """Return the rows as a DataFrame, with the index of a pandas input; integers with gaps stay exact (`Int64`)."""
         import pandas as pd  # noqa: PLC0415 - slow to import, and only for those who ask for it
 
         rows = self._rows.held()
-        features = self._features(rows).to_pandas(types_mapper=_exact_dtypes().get)
+        features = self._features(rows, progress).to_pandas(types_mapper=exact_dtypes().get)
         frame = rows.to_pandas()
         features.index = frame.index
         joined: pd.DataFrame = pd.concat([frame, features], axis=1)
         return joined
 
-    def to_polars(self) -> pl.DataFrame:
+    def to_polars(self, *, progress: Progress | None = None) -> pl.DataFrame:
         """Return the rows as a polars DataFrame."""
         import polars as pl  # noqa: PLC0415 - an extra
 
         rows = self._rows.held()
         frame = rows.given if isinstance(rows.given, pl.DataFrame) else pl.DataFrame(rows.to_arrow())
-        return frame.hstack(pl.DataFrame(self._features(rows)))
+        return frame.hstack(pl.DataFrame(self._features(rows, progress)))
 
-    def to_parquet(self, path: str | os.PathLike[str], *, card: bool = False) -> int:
+    def to_parquet(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        partition_by: Sequence[str] = (),
+        card: bool = False,
+        progress: Progress | None = None,
+    ) -> int:
         """
-        Write the rows to one Parquet file, streamed; a file that is there is replaced when the new one is whole.
+        Write the rows to Parquet, streamed; what is there is replaced when the new rows are whole.
 
         Args:
-            path: The file.
+            path: The file; with `partition_by` a folder.
+            partition_by: Columns whose values become folders, `column=value`, in Hive's manner; they are not in the files.
             card: Whether to write `<path>.card.json` too: the features, code versions, partition versions, counts and SHA-256
                 sums from which `fp verify` tells whether the rows would come out the same today.
+            progress: Called with what is done, how much of it is, and how much there is to do.
 
         Returns:
             The number of rows.
+
+        Raises:
+            EntityRowsError: `partition_by` names no column, or all of them; or a card is asked for that cannot be made again from.
+            FileExistsError: The folder holds something else than such rows.
         """
         target = Path(path)
+        self._check_out(target, partition_by, card=card)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-        rows = 0
         tally, read = Tally(has_statuses=self._question.statuses), _Read()
         try:
             with self._rows.spooled(target.parent) as held, contextlib.ExitStack() as stack:
                 given = self._given(held, target.parent) if card else None
-                reader = stack.enter_context(self._reader(held, read if card else None))
+                reader = stack.enter_context(self._reader(held, read, progress, with_card=card))
                 batches = stack.enter_context(held.batches())
-                slices = _Slices(batches)
                 schema = pa.schema([*batches.schema, *reader.schema])
-                with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-                    for features in reader:
-                        taken = slices.take(features.num_rows)
-                        whole = pa.Table.from_arrays([*taken.columns, *pa.Table.from_batches([features]).columns], schema=schema)
-                        writer.write_table(whole)
-                        rows += features.num_rows
-                        if card:
-                            tally.add(features)
+                whole = _side_by_side(batches, reader, schema, tally if card else None)
+                written = _counted(whole, read, progress)
+                if partition_by:
+                    _write_folders(temporary, schema, written, partition_by)
+                else:
+                    with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+                        for table in written:
+                            writer.write_table(table)
             sha256 = file_sha256(temporary) if card else ""
-            temporary.replace(target)
+            _put_in_place(temporary, target)
             if given is not None:
                 write_card(
                     target,
                     question=self._question,
-                    rows=rows,
+                    rows=read.written,
                     sha256=sha256,
                     bounds=read.bounds,
                     given=given,
@@ -138,10 +159,31 @@ class HistoricalFeatures:
                     tally=tally,
                 )
         finally:
+            if temporary.is_dir():
+                shutil.rmtree(temporary)
             temporary.unlink(missing_ok=True)
-        return rows
+        return read.written
 
-    def _given(self, held: _Rows, folder: Path) -> tuple[str | None, list[CardFile], str | None]:
+    def _check_out(self, target: Path, partition_by: Sequence[str], *, card: bool) -> None:
+        if not partition_by:
+            return
+        columns = [*self._rows.columns, *self._names]
+        for name in partition_by:
+            if name not in columns:
+                message = f"partition_by names {name!r}, which is no column of the result.\n{suggest(name, columns, has='It has')}"
+                raise EntityRowsError(message, field="partition_by")
+        if set(columns) <= set(partition_by):
+            message = "partition_by names every column, and leaves none for the files.\nLeave one out."
+            raise EntityRowsError(message, field="partition_by")
+        if card:
+            message = "a card speaks of one file: partition_by makes several.\nWrite one file with its card, or folders without one."
+            raise EntityRowsError(message, field="partition_by")
+        others = [one.name for one in target.iterdir() if not one.name.startswith(f"{partition_by[0]}=")] if target.is_dir() else []
+        if others or target.is_file():
+            message = f"{target} is there already and holds {others[0] if others else 'a file'}.\nName a folder of its own for the rows."
+            raise FileExistsError(message)
+
+    def _given(self, held: GivenRows, folder: Path) -> tuple[str | None, list[CardFile], str | None]:
         """Say what the entity rows are, for a card in a folder: where they come from and what they hold."""
         if self._rows.path is not None:
             files = [CardFile(os.path.relpath(one, folder), file_sha256(one)) for one in self._rows.given]
@@ -149,213 +191,113 @@ class HistoricalFeatures:
         with held.batches() as batches:
             return None, [], content_sha256(batches)
 
-    def _features(self, rows: _Rows) -> pa.Table:
-        with self._reader(rows) as reader:
+    def _features(self, rows: GivenRows, progress: Progress | None = None) -> pa.Table:
+        with self._reader(rows, _Read(), progress) as reader:
             return reader.read_all()
 
+    def explain(self) -> JoinExplanation:
+        """Say what running it will read and hold, without reading a row of any history; the entity rows' times are looked at."""
+        with self._connect() as connection:
+            rows, earliest, latest = self._rows.extent(connection)
+            plans = plan_views(self._store, self._question, (earliest, latest))
+            return explain_join(plans, rows, *_bounds_of(connection))
+
     @contextlib.contextmanager
-    def _reader(self, rows: _Rows, read: _Read | None = None) -> Iterator[pa.RecordBatchReader]:
+    def _reader(
+        self, rows: GivenRows, read: _Read, progress: Progress | None = None, *, with_card: bool = False
+    ) -> Iterator[pa.RecordBatchReader]:
         """Stream the feature columns in the order of the rows, in their declared dtypes; `read` is told what they are read from."""
         schema = pa.schema([pa.field(name, self._type(index)) for index, name in enumerate(self._names)])
-        with self._connect() as connection:
+        with self._connect() as connection, contextlib.ExitStack() as stack:
             spine = load_spine(connection, rows.relation(connection), self._question.join_keys, given=rows.kind)
-            try:
-                if read is not None:
-                    read.bounds = first_row(connection, f"select epoch_us(min({TIME})), epoch_us(max({TIME})) from {spine}")[:2]
-                    read.views = card_views(self._store, self._question, read.bounds)
-                sql = join_features(connection, self._store, self._question, spine)
-                batches = connection.sql(sql).to_arrow_reader(_BATCH_ROWS)
-                yield pa.RecordBatchReader.from_batches(schema, (_cast(batch, schema) for batch in batches))
-            finally:
-                drop_spine(connection, self._question, spine)
+            count, *bounds = first_row(connection, f"select count(*), epoch_us(min({TIME})), epoch_us(max({TIME})) from {spine}")
+            read.rows, read.bounds = count, (bounds[0], bounds[1])
+            if with_card:
+                read.views = card_views(self._store, self._question, read.bounds)
+            plans = plan_views(self._store, self._question, tuple(bounds))
+            stack.callback(drop_spine, connection, plans, spine)
+            planned = explain_join(plans, count, *_bounds_of(connection))
+            if planned.buckets == 1:
+                joined = join_views(connection, plans, spine, progress=progress)
+                selects: Iterable[str] = [f"select * exclude ({ROW}) from ({joined}) order by {ROW}"]
+            else:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="feature_platform_"))
+                buckets = Buckets(folder=folder, count=planned.buckets, memory_limit=planned.step_limit, threads=planned.threads)
+                selects = join_in_buckets(connection, buckets, plans, spine, count, self._names, progress)
+            batches = (_cast(batch, schema) for sql in selects for batch in connection.sql(sql).to_arrow_reader(BATCH_ROWS))
+            yield pa.RecordBatchReader.from_batches(schema, batches)
 
     def _type(self, index: int) -> pa.DataType:
         if not self._question.statuses:
-            return self._question.refs[index].feature.type.arrow
-        return pa.string() if index % 2 else self._question.refs[index // 2].feature.type.arrow
+            return self._question.columns[index].feature.type.arrow
+        return pa.string() if index % 2 else self._question.columns[index // 2].feature.type.arrow
+
+
+def _bounds_of(connection: duckdb.DuckDBPyConnection) -> tuple[int, int]:
+    """Return DuckDB's memory limit in bytes, and its threads."""
+    limit, threads = first_row(connection, "select current_setting('memory_limit'), current_setting('threads')")
+    return first_row(connection, "select parse_formatted_bytes(?)", [limit])[0], int(threads)
 
 
 def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([column.cast(field.type) for column, field in zip(batch.columns, schema, strict=True)], schema=schema)
 
 
-def _exact_dtypes() -> dict[pa.DataType, object]:
-    """Return the pandas dtypes that hold integers and booleans with gaps."""
-    import pandas as pd  # noqa: PLC0415 - slow to import, and only for those who ask for it
-
-    exact: dict[pa.DataType, object] = {pa.bool_(): pd.BooleanDtype()}
-    for sign in ("Int", "UInt"):
-        for bits in (8, 16, 32, 64):
-            exact[pa.type_for_alias(f"{sign.lower()}{bits}")] = getattr(pd, f"{sign}{bits}Dtype")()
-    return exact
-
-
-def _to_pandas(table: pa.Table) -> pd.DataFrame:
-    """Convert entity rows; only integers with gaps leave numpy's types, where they would become floats."""
-    frame: pd.DataFrame = table.to_pandas()
-    exact = _exact_dtypes()
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        if column.null_count and pa.types.is_integer(column.type):
-            frame[name] = column.to_pandas(types_mapper=exact.get).array
-    return frame
-
-
 class _Read:
-    """What a join reads: the times asked about, and the partitions of each view as they were before it."""
+    """What a join reads and writes: the rows and times asked about, the partitions of each view as they were before it."""
 
     def __init__(self) -> None:
+        self.rows = self.written = 0
         self.bounds: Bounds = (None, None)
         self.views: dict[str, CardView] = {}
 
 
-class _Slices:
-    """Cuts a stream of batches into pieces of any length."""
-
-    def __init__(self, batches: pa.RecordBatchReader) -> None:
-        self._batches = batches
-        self._rest = batches.schema.empty_table()
-
-    def take(self, rows: int) -> pa.Table:
-        """Return the next rows."""
-        while self._rest.num_rows < rows:
-            self._rest = pa.concat_tables([self._rest, pa.Table.from_batches([self._batches.read_next_batch()])])
-        taken, self._rest = self._rest.slice(0, rows), self._rest.slice(rows)
-        return taken
+def _side_by_side(
+    batches: pa.RecordBatchReader, reader: pa.RecordBatchReader, schema: pa.Schema, tally: Tally | None
+) -> Iterator[pa.Table]:
+    """Yield the entity rows with their features."""
+    slices = Slices(batches)
+    for features in reader:
+        taken = slices.take(features.num_rows)
+        if tally is not None:
+            tally.add(features)
+        yield pa.Table.from_arrays([*taken.columns, *pa.Table.from_batches([features]).columns], schema=schema)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """The entity rows in the form in which they were given."""
-
-    given: Any
-    kind: str
-    needed: tuple[str, ...]
-    path: str | None = None
-
-    @classmethod
-    def of(cls, given: EntityRows, keys: list[str]) -> _Rows:
-        needed = (*dict.fromkeys([*keys, "event_timestamp"]),)
-        if isinstance(given, (str, os.PathLike)):
-            return cls(parquet_files(os.fspath(given)), f"Parquet {os.fspath(given)!r}", needed, os.fspath(given))
-        if isinstance(given, pa.RecordBatchReader):
-            given = given.read_all()  # a stream is read once; a table as often as it is asked for
-        if isinstance(given, pa.RecordBatch):
-            given = pa.Table.from_batches([given])
-        module = type(given).__module__.partition(".")[0]
-        if module == "polars" and hasattr(given, "collect"):
-            given = cast("pl.LazyFrame", given).collect()
-        known = {"pandas": "pandas", "polars": "polars", "pyarrow": "Arrow"}
-        if isinstance(given, duckdb.DuckDBPyRelation):
-            kind = "DuckDB relation"
-        elif module in known and (hasattr(given, "columns") or hasattr(given, "schema")):
-            kind = known[module]
-        else:
-            message = (
-                f"entity_df is {type(given).__name__}.\n"
-                "Give a pandas or polars DataFrame, a pyarrow Table, a DuckDB relation, or a path to Parquet."
-            )
-            raise EntityRowsError(message, field="entity_df")
-        rows = cls(given, kind, needed)
-        twice = {name for name in rows.columns if rows.columns.count(name) > 1}
-        if twice:
-            message = f"entity_df has several columns named {min(twice, key=str)!r}.\nRename them."
-            raise EntityRowsError(message, field="entity_df")
-        return rows
-
-    @cached_property
-    def columns(self) -> list[str]:
-        if isinstance(self.given, list):
-            return list(self._dataset.schema.names)
-        if isinstance(self.given, pa.Table):
-            return list(self.given.column_names)
-        return list(self.given.columns)
-
-    @cached_property
-    def _dataset(self) -> ds.Dataset:
-        import pyarrow.dataset as ds  # noqa: PLC0415 - loads pandas, which Dagster's code server does without
-
-        return ds.dataset(self.given, format="parquet")
-
-    def held(self) -> _Rows:
-        """
-        Return the same rows in a form that can be read twice.
-
-        A relation is a query: run again, it may return its rows in another order, and other rows.
-        """
-        return replace(self, given=self._arrow(None)) if isinstance(self.given, duckdb.DuckDBPyRelation) else self
-
-    @contextlib.contextmanager
-    def spooled(self, folder: Path) -> Iterator[_Rows]:
-        """Hand out the same rows in a form that can be read twice, in bounded memory: a relation goes through a file."""
-        if not isinstance(self.given, duckdb.DuckDBPyRelation):
-            yield self
-            return
-        spool = folder / f".entity_df.{secrets.token_hex(4)}.tmp"
-        try:
-            with self.batches() as batches, pq.ParquetWriter(spool, batches.schema, compression="zstd") as writer:
-                for batch in batches:
-                    writer.write_batch(batch)
-            yield replace(self, given=[str(spool)])
-        finally:
-            spool.unlink(missing_ok=True)
-
-    def relation(self, connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyRelation:
-        """
-        Return the columns that the join needs, on a connection of ours.
-
-        Only those, since others may differ from them in case; all, where one is missing, for the error to suggest from.
-        """
-        names = list(self.needed) if set(self.needed) <= set(self.columns) else self.columns
-        if isinstance(self.given, list):
-            return connection.from_arrow(self._dataset.scanner(columns=names, batch_size=_BATCH_ROWS).to_reader())
-        return connection.from_arrow(self._arrow(names))
-
-    def to_arrow(self) -> pa.Table:
-        return self._arrow(None)
-
-    def to_pandas(self) -> pd.DataFrame:
-        if self.kind == "pandas":
-            frame: pd.DataFrame = self.given.copy()
-            return frame
-        return _to_pandas(self.to_arrow())
-
-    @contextlib.contextmanager
-    def batches(self) -> Iterator[pa.RecordBatchReader]:
-        if isinstance(self.given, list):
-            yield self._dataset.scanner(batch_size=_BATCH_ROWS).to_reader()
-        elif isinstance(self.given, duckdb.DuckDBPyRelation):
-            yield self.given.to_arrow_reader(_BATCH_ROWS)
-        else:
-            yield self.to_arrow().to_reader(_BATCH_ROWS)
-
-    def _arrow(self, columns: list[str] | None) -> pa.Table:
-        """Return all columns, or some."""
-        try:
-            if isinstance(self.given, list):
-                return self._dataset.to_table(columns=columns)
-            if isinstance(self.given, pa.Table):
-                return self.given if columns is None else self.given.select(columns)
-            if self.kind == "pandas":
-                frame = self.given if columns is None else self.given[columns]
-                return pa.Table.from_pandas(frame, preserve_index=False)
-            if self.kind == "polars":
-                return (self.given if columns is None else self.given.select(columns)).to_arrow()
-            return self.given.to_arrow_table()
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as exc:
-            message = f"entity_df has a column that is not of one type: {exc}"
-            raise EntityRowsError(message, field="entity_df") from exc
+def _counted(tables: Iterable[pa.Table], read: _Read, progress: Progress | None) -> Iterator[pa.Table]:
+    for table in tables:
+        yield table
+        read.written += table.num_rows
+        if progress:
+            progress("writing", read.written, read.rows)
 
 
-def parquet_files(path: str) -> list[str]:
-    """
-    Return the Parquet files of a path, a folder or a pattern, in the order of their names.
+def _write_folders(folder: Path, schema: pa.Schema, tables: Iterable[pa.Table], partition_by: Sequence[str]) -> None:
+    import pyarrow.dataset as ds  # noqa: PLC0415 - loads pandas, which Dagster's code server does without
 
-    Raises:
-        EntityRowsError: There is none.
-    """
-    pattern = str(Path(glob.escape(path)) / "*.parquet") if Path(path).is_dir() else path
-    found = sorted(glob.glob(pattern, recursive=True)) or [path]
-    if not all(Path(one).is_file() for one in found):
-        message = f"entity_df {path!r}: there is no such Parquet file."
-        raise EntityRowsError(message, field="entity_df")
-    return found
+    batches = (batch for table in tables for batch in table.to_batches())
+    ds.write_dataset(
+        pa.RecordBatchReader.from_batches(schema, batches),
+        folder,
+        format="parquet",
+        file_options=ds.ParquetFileFormat().make_write_options(compression="zstd"),
+        partitioning=ds.partitioning(pa.schema([schema.field(name) for name in partition_by]), flavor="hive"),
+        basename_template="part-{i}.parquet",
+        max_partitions=_MOST_FOLDERS,
+        use_threads=False,  # keeps the order of rows
+    )
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    """Rename a file over another, or a folder into the place of another, which is moved aside before."""
+    if not target.is_dir():
+        temporary.replace(target)
+        return
+    aside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    target.replace(aside)
+    try:
+        temporary.replace(target)
+    except OSError:
+        aside.replace(target)
+        raise
+    shutil.rmtree(aside)

@@ -54,6 +54,7 @@ class KeptState:
         newest_full: Window views: the end of the newest full one among them.
         definition: Definition hash of the view that computed them all.
         columns: Feature name to dtype.
+        rows: How many it has.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class KeptState:
     newest_full: int | None
     definition: str
     columns: dict[str, str]
+    rows: int = 0
 
 
 def newest_state(view: FeatureView, store: OfflineStore, until: int) -> KeptState | None:
@@ -123,7 +125,7 @@ def keep_state(connection: duckdb.DuckDBPyConnection, view: FeatureView, store: 
     )
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp")
-    footer = {name: value for name, value in asdict(state).items() if name != "path"}
+    footer = {name: value for name, value in asdict(state).items() if name not in {"path", "rows"}}
     order = quote_all([*view.entity.join_keys, "event_timestamp"])
     remaining = _remaining(view, "\nunion all by name\n".join(rows), until)
     try:
@@ -205,8 +207,9 @@ def _until(path: Path) -> int:
 
 def _read(path: Path) -> KeptState | None:
     try:
-        footer = (pq.read_metadata(path).metadata or {})[METADATA_KEY.encode()]
-        return KeptState(path=path, **json.loads(footer))
+        metadata = pq.read_metadata(path)
+        footer = json.loads((metadata.metadata or {})[METADATA_KEY.encode()])
+        return KeptState(path=path, rows=metadata.num_rows, **footer)
     except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
         return None  # forgotten meanwhile, or of another version
 

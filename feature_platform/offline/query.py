@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import tempfile
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import duckdb
@@ -33,6 +36,7 @@ __all__ = [
     "parquet",
     "quote",
     "quote_all",
+    "spill_directory",
     "timestamp",
     "to_micros_up",
     "type_family",
@@ -120,6 +124,15 @@ def configure(connection: duckdb.DuckDBPyConnection, *, memory_limit: str | None
         connection.execute("set memory_limit = ?", [memory_limit])
     if threads:
         connection.execute("set threads = ?", [threads])
+
+
+def spill_directory() -> str:
+    """
+    Return where a database may put what does not fit into memory: a folder of its own below the system's (`TMPDIR`).
+
+    DuckDB makes it when it has to, and removes it when the database is closed; its default is the working directory.
+    """
+    return str(Path(tempfile.gettempdir()) / f"feature_platform_spill_{os.getpid()}_{secrets.token_hex(4)}")
 
 
 def type_family(duckdb_type: DuckDBPyType) -> str:

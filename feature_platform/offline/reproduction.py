@@ -29,8 +29,8 @@ from feature_platform.offline.card import (
     file_sha256,
     plain_values,
 )
-from feature_platform.offline.historical import parquet_files
-from feature_platform.offline.point_in_time import Question
+from feature_platform.offline.entity_frame import parquet_files
+from feature_platform.offline.question import Question
 
 if TYPE_CHECKING:
     from feature_platform.offline.store import OfflineStore

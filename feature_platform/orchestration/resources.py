@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import ClassVar, Self, TypeVar
 
 import dagster as dg
@@ -18,8 +19,10 @@ from pydantic import PrivateAttr
 
 from feature_platform.feature_store import FeatureStore
 from feature_platform.model import FeatureService
-from feature_platform.offline.historical import EntityRows, HistoricalFeatures
-from feature_platform.offline.point_in_time import AsOf
+from feature_platform.offline.entity_frame import EntityRows
+from feature_platform.offline.historical import HistoricalFeatures
+from feature_platform.offline.query import spill_directory
+from feature_platform.offline.question import AsOf
 from feature_platform.online.opening import open_online_store
 from feature_platform.online.store import OnlineStore
 from feature_platform.registry import Registry
@@ -32,7 +35,11 @@ _Resource = TypeVar("_Resource")
 
 def duckdb_resource(settings: Settings) -> DuckDBResource:
     """Return the engine of compute and push: in memory, since a DuckDB file has one writing process, within the settings' bounds."""
-    bounds: dict[str, object] = {"memory_limit": settings.memory_limit, "threads": settings.threads}
+    bounds: dict[str, object] = {
+        "memory_limit": settings.memory_limit,
+        "threads": settings.threads,
+        "temp_directory": spill_directory(),
+    }
     return DuckDBResource(database=":memory:", connection_config={name: value for name, value in bounds.items() if value is not None})
 
 
@@ -117,9 +124,19 @@ class FeatureStoreResource(dg.ConfigurableResource[None]):
         *,
         full_feature_names: bool = False,
         statuses: bool = False,
+        labels: Sequence[str] = (),
+        label_delay: timedelta | None = None,
     ) -> HistoricalFeatures:
         """Join to each row the newest values known at its `event_timestamp`; see `FeatureStore.get_historical_features`."""
-        return self.store().get_historical_features(entity_df, features, as_of, full_feature_names=full_feature_names, statuses=statuses)
+        return self.store().get_historical_features(
+            entity_df,
+            features,
+            as_of,
+            full_feature_names=full_feature_names,
+            statuses=statuses,
+            labels=labels,
+            label_delay=label_delay,
+        )
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
         """Close what the step opened."""

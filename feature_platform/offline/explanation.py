@@ -1,0 +1,172 @@
+"""
+What a join will read and hold, told before it runs: files, rows, bytes and memory, and whether it goes in buckets.
+
+Knows plans. The one place that decides on buckets.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from feature_platform.dtypes import from_micros
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from feature_platform.offline.join_plan import ViewPlan
+
+__all__ = ["JoinExplanation", "ViewExplanation", "explain_join"]
+
+_MB: Final = 1_000_000
+# Python, Arrow and DuckDB with nothing to do.
+_PROCESS_BYTES: Final = 200 * _MB
+# DuckDB sorts both sides of an ASOF join: measured 2.5 times their bytes.
+_SORTED: Final = 2.6
+_SPINE_BYTES: Final = 32
+# Of the memory limit, what one bucket's rows may be: they are sorted, beside what is written meanwhile.
+_BUCKET_SHARE: Final = 0.08
+_MOST_BUCKETS: Final = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewExplanation:
+    """
+    What is read of one view.
+
+    Attributes:
+        view: Its name.
+        files: Paths that are opened.
+        rows: In them.
+        bytes: On disk, all their columns.
+        partitions: That can hold an answer.
+        skipped: That cannot, for their time, and are not looked at.
+        state: The end of the window up to which a kept state stands for the partitions; None where there is none.
+        start: Of the first window that is read itself.
+        end: Of the last one.
+    """
+
+    view: str
+    files: tuple[str, ...]
+    rows: int
+    bytes: int
+    partitions: int
+    skipped: int
+    state: str | None
+    start: datetime | None
+    end: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinExplanation:
+    """
+    What a join will read and hold; `str()` of it is a table.
+
+    Attributes:
+        entity_rows: How many rows are asked about.
+        views: What is read of each view, in the order joined.
+        buckets: In how many parts it is joined, one after another; more than one where the memory limit is too small for it as a whole.
+        memory_bytes: The most that the process is expected to hold.
+        memory_limit_bytes: DuckDB's.
+        threads: DuckDB's.
+    """
+
+    entity_rows: int
+    views: tuple[ViewExplanation, ...]
+    buckets: int
+    memory_bytes: int
+    memory_limit_bytes: int
+    threads: int
+
+    @property
+    def files(self) -> int:
+        """How many files are opened."""
+        return sum(len(view.files) for view in self.views)
+
+    @property
+    def rows(self) -> int:
+        """How many rows of history are read."""
+        return sum(view.rows for view in self.views)
+
+    @property
+    def bytes(self) -> int:
+        """What those are on disk."""
+        return sum(view.bytes for view in self.views)
+
+    @property
+    def step_limit(self) -> str:
+        """DuckDB's memory limit for one bucket: the files that it writes meanwhile come on top of it."""
+        return f"{max(100, int(self.memory_limit_bytes * 0.6) // _MB)}MB"
+
+    def __str__(self) -> str:
+        """Return a table, and what it comes to."""
+        head = ("view", "files", "rows", "MB", "partitions", "skipped", "from (UTC)", "to", "kept state")
+        lines = [head, *(_cells(view) for view in self.views)]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+        table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+        how = "in one piece" if self.buckets == 1 else f"in {self.buckets} buckets of the keys, one after another"
+        total = (
+            f"{self.entity_rows:,} entity rows and {self.rows:,} rows of {self.files:,} files ({self.bytes / _MB:,.1f} MB), joined {how}; "
+            f"about {self.memory_bytes / _MB:,.0f} MB of memory."
+        )
+        return "\n".join([*table, total])
+
+
+def _cells(view: ViewExplanation) -> tuple[str, ...]:
+    start, end = (one.strftime("%Y-%m-%d %H:%M") if one is not None else "" for one in (view.start, view.end))
+    return (
+        view.view,
+        f"{len(view.files):,}",
+        f"{view.rows:,}",
+        f"{view.bytes / _MB:,.1f}",
+        f"{view.partitions:,}",
+        f"{view.skipped:,}",
+        start,
+        end,
+        view.state or "",
+    )
+
+
+def explain_join(plans: Sequence[ViewPlan], entity_rows: int, memory_limit: int, threads: int) -> JoinExplanation:
+    """
+    Say what running some plans comes to.
+
+    Args:
+        plans: Of all views.
+        entity_rows: How many rows are asked about.
+        memory_limit: DuckDB's, in bytes.
+        threads: DuckDB's.
+    """
+    outputs = sum(plan.width for plan in plans) * entity_rows
+    spine = entity_rows * _SPINE_BYTES
+    largest = max((plan.bytes_in_memory for plan in plans), default=0)
+    whole = int((largest + spine) * _SORTED) + 2 * outputs
+    # Once DuckDB spills to disk, buckets are faster and hold less.
+    buckets = 1 if whole <= memory_limit else min(_MOST_BUCKETS, max(2, math.ceil((largest + spine) / (memory_limit * _BUCKET_SHARE))))
+    held = whole if buckets == 1 else min(whole, memory_limit)
+    return JoinExplanation(
+        entity_rows=entity_rows,
+        views=tuple(_explain(plan) for plan in plans),
+        buckets=buckets,
+        memory_bytes=_PROCESS_BYTES + held,
+        memory_limit_bytes=memory_limit,
+        threads=threads,
+    )
+
+
+def _explain(plan: ViewPlan) -> ViewExplanation:
+    is_timed = plan.span is not None and plan.files and not plan.files[0].endswith("all.parquet")
+    return ViewExplanation(
+        view=plan.view,
+        files=plan.files,
+        rows=plan.rows,
+        bytes=sum(Path(file).stat().st_size for file in plan.files),
+        partitions=plan.partitions,
+        skipped=plan.skipped,
+        state=plan.state,
+        start=from_micros(plan.span[0]) if plan.span and is_timed else None,
+        end=from_micros(plan.span[1]) if plan.span and is_timed else None,
+    )
