@@ -21,7 +21,7 @@ from feature_platform.windows import grid_of, utc
 
 __all__ = ["check_entity", "check_source", "check_types", "check_view", "each", "refuse", "safe", "unique"]
 
-_AGGREGATE_FUNCTIONS = ("count", "sum", "mean", "min", "max", "count_distinct", "last_n")
+_AGGREGATE_FUNCTIONS = ("count", "sum", "mean", "min", "max", "first", "last", "count_distinct", "last_n")
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,99}")
 _TIME_COLUMNS = frozenset({"event_timestamp", "created_timestamp"})

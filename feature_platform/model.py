@@ -150,7 +150,7 @@ class Aggregate:
 
     Args:
         name: Name of the feature.
-        function: count, sum, mean, min, max, count_distinct or last_n.
+        function: count, sum, mean, min, max, first, last, count_distinct or last_n.
         window: Elapsed time.
         column: Column of the source; only `count` does without (then it counts rows).
         dtype: Of the result; count and count_distinct are int, mean is float, the rest default to float

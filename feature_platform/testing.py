@@ -132,6 +132,8 @@ def _aggregate(aggregate: Aggregate, rows: Sequence[Row], time: str) -> Any:  # 
         return len(rows)
     pairs = [(row[time], row[aggregate.column]) for row in rows if row[aggregate.column] is not None]
     values = [value for _, value in sorted(pairs, reverse=True)]  # newest first, ties by the greater value
+    if aggregate.function in {"first", "last"}:
+        return (values[-1] if aggregate.function == "first" else values[0]) if values else None
     as_float = aggregate.type.family == "float"
     match aggregate.function:
         case "count":

@@ -60,6 +60,8 @@ def test_fifty_thousand_events_agree_with_raw_sql(tmp_path: Path) -> None:
         Aggregate("d", "count_distinct", column="n", window=six),
         Aggregate("positive", "count", window=six, where="n > 0"),
         Aggregate("last", "last_n", column="n", n=3, dtype=list[int], window=six),
+        Aggregate("earliest", "first", column="n", dtype=int, window=six),
+        Aggregate("newest", "last", column="n", dtype=int, window=one),
     )
     with store_of(tmp_path, view) as store:
         store.compute(end=T0 + 9 * HOUR, now=NOW)
@@ -81,7 +83,9 @@ def test_fifty_thousand_events_agree_with_raw_sql(tmp_path: Path) -> None:
             select count(*) filter (six) as c, count(n) filter (one) as cn, coalesce(sum(n) filter (six), 0)::bigint as s,
                 coalesce(fsum(x) filter (six), 0) as f, avg(n) filter (one) as m, min(x) filter (six) as lo, max(n) filter (one) as hi,
                 count(distinct n) filter (six) as d, count(*) filter (six and n > 0) as positive,
-                list_slice(list(n order by "at" desc, n desc) filter (six and n is not null), 1, 3) as last
+                list_slice(list(n order by "at" desc, n desc) filter (six and n is not null), 1, 3) as last,
+                (list(n order by "at", n) filter (six and n is not null))[1] as earliest,
+                (list(n order by "at" desc, n desc) filter (one and n is not null))[1] as newest
             from (select a.user_id, a.event_timestamp, e.n, e.x, e."at", "at" is not null as six,
                          coalesce("at" >= a.event_timestamp - interval 1 hour, false) as one
                   from asked as a left join raw as e on a.user_id = e.user_id and "at" < a.event_timestamp
@@ -122,9 +126,14 @@ def test_fifty_thousand_events_agree_with_raw_sql(tmp_path: Path) -> None:
         (Aggregate("v", "count_distinct", column="x", window=HOUR), pa.string(), ["a", "A", None, "a"], 2),
         (Aggregate("v", "last_n", column="x", n=2, dtype=list[str], window=HOUR), pa.string(), ["a", None, "b", "c"], ["c", "b"]),
         (Aggregate("v", "last_n", column="x", n=2, dtype=list[str], window=HOUR), pa.string(), [None], None),
+        (Aggregate("v", "first", column="x", dtype=str, window=HOUR), pa.string(), [None, "b", "a"], "b"),
+        (Aggregate("v", "last", column="x", dtype=list[int], window=HOUR), pa.list_(pa.int64()), [[9], [1, 2], None], [1, 2]),
+        (Aggregate("v", "last", column="x", window=HOUR), pa.float64(), [1.0, math.nan], math.nan),
+        (Aggregate("v", "first", column="x", window=HOUR), pa.float64(), [None], None),
     ],
     ids=["past-2^53", "int32-widens", "uint64", "decimals", "tenths", "overflow-is-inf", "inf", "inf-minus-inf", "nan", "float32", "bools", "only-null",
-         "mean-inf", "mean-decimal", "mean-of-nothing", "min-text", "max-time", "max-bool", "max-nan", "distinct", "last-n", "last-n-of-nothing"],
+         "mean-inf", "mean-decimal", "mean-of-nothing", "min-text", "max-time", "max-bool", "max-nan", "distinct", "last-n", "last-n-of-nothing",
+         "first-skips-null", "last-list", "last-nan", "first-of-nothing"],
 )  # fmt: skip
 def test_numbers_at_their_limits(tmp_path: Path, aggregate: Aggregate, kind: pa.DataType, values: list[Any], expected: Any) -> None:
     """Sums keep every digit, infinities and NaN answer like Python's, an empty window answers as declared."""
@@ -268,6 +277,19 @@ def test_a_late_row_is_not_newest_before_it_was_known(tmp_path: Path) -> None:
         alone = store.compute(start=T0, end=T0 + HOUR, now=NOW)[0].partition.newest_source_timestamp
         assert alone is not None
         assert together == [alone, alone + 60 * 10**6]
+
+
+def test_first_and_last_go_by_time_and_ties_by_value(tmp_path: Path) -> None:
+    """Of the events of one time, the smaller value is first and the greater one last; what has left the window is neither."""
+    table = pa.table(
+        {"user_id": ["ann"] * 5, "at": instants(MINUTE, MINUTE, 90 * MINUTE, 90 * MINUTE, 100 * MINUTE), "x": [5, 3, 7, 9, None]}
+    )
+    write(tmp_path, table)
+    features = [Aggregate(name, name, column="x", dtype=int, window=2 * HOUR) for name in ("first", "last")]
+    with store_of(tmp_path, activity(*features)) as store:
+        store.compute(end=T0 + 5 * HOUR, now=NOW)
+        found = answers(store, ["activity:first", "activity:last"], [T0 + hours * HOUR for hours in (1, 2, 3, 4)])
+        assert [[value for value, _ in row] for row in found] == [[3, 5], [3, 9], [7, 9], [None, None]]
 
 
 def test_a_global_aggregate_needs_no_key(tmp_path: Path) -> None:

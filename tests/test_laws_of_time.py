@@ -28,7 +28,7 @@ from feature_platform.offline.query import configure
 from feature_platform.offline.question import AsOf
 from feature_platform.online.codec import ViewCodec
 from feature_platform.online.memory import MemoryOnlineStore
-from feature_platform.testing import Answer, aggregate_state, event_answer, window_answer
+from feature_platform.testing import Answer, Row, aggregate_state, event_answer, window_answer
 
 pytestmark = pytest.mark.law
 
@@ -234,13 +234,19 @@ def test_aggregates_answer_like_brute_force(world: World) -> None:
             Aggregate("high", "max", column="amount", dtype=int, window=2 * HOUR),
             Aggregate("horrors", "count", window=6 * HOUR, where="genre = 'horror'"),
             Aggregate("genres", "count_distinct", column="genre", window=3 * HOUR),
+            Aggregate("earliest", "first", column="amount", dtype=int, window=4 * HOUR),
+            Aggregate("newest", "last", column="genre", dtype=str, window=3 * HOUR, where="genre is null or amount > 0"),
+            Aggregate("recent", "last_n", column="price", n=2, window=5 * HOUR),
         ],
         schedule="@hourly",
         start=T0,
         delay=world.delay,
         ttl=world.ttl(HOUR),
     )
-    where = {"horrors": lambda row: row["genre"] == "horror"}
+    where: dict[str, Callable[[Row], bool]] = {
+        "horrors": lambda row: row["genre"] == "horror",
+        "newest": lambda row: row["genre"] is None or (row["amount"] is not None and row["amount"] > 0),
+    }
     with store_of(world, view) as store:
         ends = world.compute(store)
         states = {end: aggregate_state(view, world.rows, end, where=where) for end in ends}

@@ -119,6 +119,9 @@ def _value(aggregate: Aggregate, column: DuckDBPyType | None, inside: str, value
         case "last_n":
             listed = f"list({value} order by e.__time desc, {value} desc) filter (where {inside} and {value} is not null)"
             result = f"list_slice({listed}, 1, {aggregate.n})"
+        case "first" | "last":
+            extreme = "min" if aggregate.function == "first" else "max"
+            result = f"({extreme}({{'__at': e.__time, '__value': {value}}}) filter (where {inside} and {value} is not null)).__value"
         case function:
             result = f"{function}({value}) {only}"
     return f"cast({result} as {aggregate.type.duckdb}) as {quote(aggregate.name)}"
