@@ -116,7 +116,7 @@ def _scattered(partitions: Iterable[Partition]) -> list[tuple[str, list[Partitio
     groups: defaultdict[tuple[str, str], list[Partition]] = defaultdict(list)
     for one in partitions:
         day = from_micros(one.start).strftime("%Y-%m-%d")
-        groups[day, f"{one.definition} {one.columns} {one.has_created_timestamp}"].append(one)
+        groups[day, f"{one.definition} {one.columns} {one.has_created_timestamp} {one.accumulators}"].append(one)
     return [(day, its) for (day, _), its in groups.items() if len({one.file for one in its}) > 1]
 
 

@@ -54,6 +54,7 @@ class Partition:
         computed_at: When it was computed.
         run_id: The Dagster run that computed it.
         inputs: Fingerprint of the source files that it read; None in files of an earlier version.
+        accumulators: Layout of the hidden columns of running totals that an aggregate view's next window builds on; None without.
         file: Where its rows lie, below the view's folder. Not in the footer: compaction moves rows to another file.
         windows: How many windows that file holds.
     """
@@ -78,6 +79,7 @@ class Partition:
     computed_at: int | None = None
     run_id: str | None = None
     inputs: str | None = None
+    accumulators: str | None = None
     file: str = ""
     windows: int = 1
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from feature_platform.errors import ContractError, SourceNotFoundError, suggest
+from feature_platform.offline.inputs import SourceFile, source_files
 from feature_platform.offline.query import first_row, parquet, quote, timestamp, to_micros_up, type_family
 
 if TYPE_CHECKING:
@@ -38,16 +39,18 @@ class SourceViews:
     Attributes:
         connection: Holds them as temporary views, by the sources' names.
         view: Whose sources.
+        files: The sources' files, as they were when the views were made.
     """
 
     connection: duckdb.DuckDBPyConnection
     view: FeatureView
+    files: tuple[SourceFile, ...]
 
-    def show(self, start: datetime, end: datetime) -> None:
-        """Narrow the views to `[start, end)`, known by `end + delay`."""
+    def show(self, start: datetime, end: datetime, *, known: datetime | None = None) -> None:
+        """Narrow the views to `[start, end)`, known by `end + delay`, or by `known + delay`."""
         if self.view.schedule is None:
             return
-        for name, instant in ((_START, start), (_END, end), (_KNOWN, end + self.view.delay)):
+        for name, instant in ((_START, start), (_END, end), (_KNOWN, (known or end) + self.view.delay)):
             self.connection.execute(f"set variable {name} = {timestamp(instant)}")
 
     def newest(self) -> int | None:
@@ -71,11 +74,12 @@ def source_views(connection: duckdb.DuckDBPyConnection, view: FeatureView, root:
         ContractError: A source lacks a time column that it declares.
     """
     made: list[str] = []
+    files = tuple(source_files(view, root))
     try:
         for source in view.sources:
             connection.execute(_create(connection, view, source, root))
             made.append(source.name)
-        yield SourceViews(connection, view)
+        yield SourceViews(connection, view, files)
     finally:
         for name in made:
             connection.execute(f"drop view if exists temp.{quote(name)}")

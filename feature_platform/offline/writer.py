@@ -83,7 +83,17 @@ class PartitionWriter:
     run_id: str | None
     inputs: Mapping[Window, str] = field(default_factory=dict)
 
-    def write(self, window: Window, rows: str, *, is_full: bool, dropped: int, newest: int | None, seconds: float) -> PartitionReport:
+    def write(
+        self,
+        window: Window,
+        rows: str,
+        *,
+        is_full: bool,
+        dropped: int,
+        newest: int | None,
+        seconds: float,
+        accumulators: str | None = None,
+    ) -> PartitionReport:
         """
         Write a window's file.
 
@@ -94,6 +104,7 @@ class PartitionWriter:
             dropped: Rows left out for a NULL in a key or time.
             newest: Newest source time read, UTC microseconds.
             seconds: Time that computing took.
+            accumulators: Layout of the running totals among the rows' columns.
         """
         names = list(self.view.feature_by_name)
         tombstones = f"count(*) filter (where {quote(TOMBSTONE)})" if self.view.kind is ViewKind.AGGREGATE else "0"
@@ -127,6 +138,7 @@ class PartitionWriter:
                 computed_at=self.now,
                 run_id=self.run_id,
                 inputs=inputs,
+                accumulators=accumulators,
             )
             self.connection.execute(
                 f"copy (select * from ({rows}) order by {order}) to {literal(str(path))} "
@@ -144,7 +156,7 @@ class PartitionWriter:
             self.store.write_attempt(self.view, window, self._attempt(window, "rejected", failures))
             return report(path, written[0], "rejected")
         path, attempt = self.store.path(self.view, window), self._attempt(window, "unchanged")
-        differ = partial(self._differ, is_full=is_full)
+        differ = partial(self._differ, is_full=is_full, accumulators=accumulators)
         if self.store.replace(self.view, window, copy, differ=differ, unchanged=attempt):
             return report(path, written[0], "written")
         return report(path, self.store.partition(self.view, window) or written[0], "unchanged")
@@ -160,13 +172,15 @@ class PartitionWriter:
             problems=[str(failure) for failure in failures],
         )
 
-    def _differ(self, new: Path, current: Partition, changes: Path, *, is_full: bool) -> bool:
+    def _differ(self, new: Path, current: Partition, changes: Path, *, is_full: bool, accumulators: str | None) -> bool:
         """
         Write the keys whose rows are not the same in a new file and in what is there; return whether they differ.
 
-        Rows of another definition differ in all their keys: their columns may mean something else.
+        Rows of another definition, or with other running totals, differ in all their keys: their columns may mean something else.
         """
-        is_alike = current.definition == self.view.definition_hash and current.is_full == is_full
+        is_alike = (
+            current.definition == self.view.definition_hash and current.is_full == is_full and current.accumulators == accumulators
+        )
         keys = quote_all(self.view.entity.join_keys) or "true as whole"
         ours, theirs = f"select * from {parquet([new])}", partition_rows(self.view, self.store, current)
         one_way = f"({ours} except all {theirs})" if is_alike else f"({ours})"

@@ -1,0 +1,254 @@
+"""
+Change points: the SQL of the values of sliding windows at every end where an event enters or leaves one.
+
+An event enters at the first window end after it and leaves at the first end after it has left; between two such ends nothing
+is written, and an ASOF join gives exactly the dense answer. Knows SQL. Knows no files.
+
+Every name of its own holds `__`, which no source, join key or feature may: a source's columns may be called anything, and are
+read under such names once. Times are whole microseconds, ends are looked up in a list (an ASOF join of ten million events
+with 720 ends was measured at 1.7 s, the list at 0.14 s).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from math import gcd
+from typing import TYPE_CHECKING, Final
+
+from feature_platform.dtypes import MICROSECOND, to_micros
+from feature_platform.offline.accumulators import Layout, float_parts
+from feature_platform.offline.aggregates import known_from
+from feature_platform.offline.query import quote
+from feature_platform.offline.store import TOMBSTONE
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
+    import duckdb
+
+    from feature_platform.model import Aggregate, FeatureView
+
+__all__ = ["ChangePoints", "Ends"]
+
+_SLOTS: Final = "feature_platform__ends"
+
+
+@dataclass(frozen=True)
+class Ends:
+    """
+    The ends that a run of windows is about.
+
+    Attributes:
+        times: In order: the end before the first window where that window builds on it, then every window's.
+        after: Rows are wanted of the ends after it, UTC microseconds.
+    """
+
+    times: tuple[int, ...]
+    after: int
+
+    @classmethod
+    def of(cls, ends: Sequence[datetime], *, built_on: datetime | None) -> Ends:
+        """Return the ends of windows that build on what was there at an end before them, or on nothing."""
+        times = [to_micros(end) for end in ([] if built_on is None else [built_on]) + list(ends)]
+        return cls(tuple(times), times[0] - (built_on is None))
+
+    @cached_property
+    def _step(self) -> int:
+        return gcd(*(after - before for before, after in pairwise(self.times))) or 1
+
+    def register(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Let `first_after` find them."""
+        slots: list[int] = []
+        for end in self.times:
+            slots += [end] * ((end - self.times[0]) // self._step + 1 - len(slots))
+        connection.execute(f"set variable {_SLOTS} = ?::bigint[]", [slots])
+
+    def first_from(self, micros: str) -> str:
+        """Return SQL for the first end that is not before a time; the first of all for earlier times, NULL after the last."""
+        slot = f"greatest(({micros} - {self.times[0] - self._step + 1}) // {self._step}, 0)"
+        return f"list_extract(getvariable('{_SLOTS}'), {slot} + 1)"
+
+
+@dataclass(frozen=True)
+class ChangePoints:
+    """
+    The statements of one run.
+
+    Attributes:
+        view: An aggregate view.
+        layout: Its accumulators.
+        ends: The run's.
+    """
+
+    view: FeatureView
+    layout: Layout
+    ends: Ends
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Our names of the join keys."""
+        return [f"__key{index}" for index in range(len(self.view.entity.keys))]
+
+    def _listed(self, alias: str = "") -> str:
+        """Return the keys, each with a comma behind it."""
+        return "".join(f"{alias}{key}, " for key in self.keys)
+
+    def same_keys(self, left: str, right: str) -> str:
+        """Return the condition that two rows are of one key."""
+        return " and ".join(f"{left}.{key} = {right}.{key}" for key in self.keys) or "true"
+
+    def events(self, *, only: str = "true") -> str:
+        """
+        Return the SELECT of the events that the source view shows now, under our names.
+
+        Args:
+            only: A further condition over `__time` and `__known`, the first instant at which a window's end can count the event.
+        """
+        source = self.view.sources[0]
+        columns = [
+            f"cast(s.{quote(name)} as {dtype.duckdb}) as {key}"
+            for key, (name, dtype) in zip(self.keys, self.view.entity.keys.items(), strict=True)
+        ]
+        columns += [f"epoch_us(s.{quote(source.timestamp or '')}) as __time", f"epoch_us({known_from(self.view, 's')}) as __known"]
+        for index, column in enumerate(self.layout.columns):
+            columns.append(f"{self._read(index, f's.{quote(column)}')} as __value{index}")
+        columns += [f"coalesce({condition}, false) as __counts{index}" for index, condition in enumerate(self.layout.conditions)]
+        relevant = "true" if "true" in self.layout.conditions else " or ".join(self.layout.conditions)
+        not_null = "".join(f"s.{quote(key)} is not null and " for key in self.view.entity.join_keys)
+        return f"select * from (select {', '.join(columns)}\nfrom {quote(source.name)} as s\nwhere {not_null}({relevant}))\nwhere {only}"
+
+    def _read(self, column: int, value: str) -> str:
+        """Return a column as the accumulators need it; a float that is wide enough for every step of its split."""
+        if self.layout.is_float(column) and any(one.column == column and one.kind == "high" for one in self.layout.accumulators):
+            return f"{value}::double"
+        return value
+
+    def _lifetimes(self, events: str) -> str:
+        """Return the SELECT of events with the end at which each one enters and, for each length, leaves."""
+        highs, parts = [], []
+        for column in sorted({one.column for one in self.layout.accumulators if one.kind == "high" and one.column is not None}):
+            first, then = float_parts(f"__value{column}", column)
+            highs += first
+            parts += then
+        leaves = [
+            f"{self.ends.first_from(f'(__time + {length // MICROSECOND + 1})')} as __leave{index}"
+            for index, length in enumerate(self.layout.windows)
+        ]
+        inner = ", ".join(["*", f"{self.ends.first_from('__known')} as __enter", *leaves, *highs])
+        return f"select {', '.join(['*', *parts])} from (select {inner} from ({events}) where __known <= {self.ends.times[-1]})"
+
+    def deltas(self, events: str) -> str:
+        """Return the SELECT of what enters and leaves at each end: our keys, `__end`, what each accumulator gains."""
+        inside = [f"(e.__leave{index} is null or e.__enter < e.__leave{index})" for index in range(len(self.layout.windows))]
+        counts = [self._any_counts(length) for length in self.layout.windows]
+        gains = []
+        for one in self.layout.accumulators:
+            is_inside = f"{inside[self.layout.windows.index(one.window)]} and e.__counts{one.condition}"
+            gains.append(f"case when {is_inside} then {one.contribution('e')} else 0 end as {one.name}")
+        anywhere = " or ".join(f"({one} and {other})" for one, other in zip(inside, counts, strict=True))
+        entering = f"e.__enter > {self.ends.after} and ({anywhere})"
+        selects = [f"select {self._listed('e.')}e.__enter as __end, {', '.join(gains)}\nfrom __events as e\nwhere {entering}"]
+        for index, length in enumerate(self.layout.windows):
+            losses = [
+                f"case when e.__counts{one.condition} then -({one.contribution('e')}) else 0 end as {one.name}"
+                if one.window == length
+                else f"0 as {one.name}"
+                for one in self.layout.accumulators
+            ]
+            selects.append(
+                f"select {self._listed('e.')}e.__leave{index} as __end, {', '.join(losses)}\nfrom __events as e\n"
+                f"where e.__enter < e.__leave{index} and {counts[index]}"
+            )
+        sums = ", ".join(f"sum({one.name}) as {one.name}" for one in self.layout.accumulators)
+        everything = "\nunion all\n".join(selects)
+        return (
+            f"with __events as not materialized ({self._lifetimes(events)})\n"
+            f"select {self._listed()}__end, {sums}\nfrom ({everything})\ngroup by {self._listed()}__end"
+        )
+
+    def _any_counts(self, length: timedelta) -> str:
+        conditions = sorted({one.condition for one in self.layout.accumulators if one.window == length})
+        return "(" + " or ".join(f"e.__counts{index}" for index in conditions) + ")"
+
+    def running(self, deltas: str, base: str | None) -> str:
+        """
+        Return the SELECT of the accumulators at each change point.
+
+        Args:
+            deltas: A SELECT as of `deltas`.
+            base: A SELECT of what the keys of the deltas had before the first of them; None where they had nothing.
+        """
+        everything = deltas if base is None else f"{deltas}\nunion all by name\n{base}"
+        sums = ", ".join(f"sum({one.name}) over __run as {one.name}" for one in self.layout.accumulators)
+        partition = f"partition by {', '.join(self.keys)} " if self.keys else ""
+        return (
+            f"select * from (select {self._listed()}__end, {sums}\nfrom ({everything})\n"
+            f"window __run as ({partition}order by __end rows between unbounded preceding and current row))\n"
+            f"where __end > {self.ends.after}"
+        )
+
+    def rows(self, points: str, *, redone: str | None) -> str:
+        """
+        Return the SELECT of the rows of files, in order of their ends.
+
+        Args:
+            points: A table or SELECT in parentheses as of `running`.
+            redone: A table as of `redo`, of the values that have no running total.
+        """
+        named = "".join(f"p.{key} as {quote(name)}, " for key, name in zip(self.keys, self.view.entity.join_keys, strict=True))
+        values = [
+            f"r.{quote(one.name)}"
+            if one in self.layout.redone
+            else f"cast({self.layout.value(one)} as {one.type.duckdb}) as {quote(one.name)}"
+            for one in self.layout.aggregates
+        ]
+        hidden = [f"cast(p.{one.name} as {one.stored}) as {one.name}" for one in self.layout.accumulators]
+        joined = f" left join {redone} as r on {self.same_keys('p', 'r')} and p.__end = r.__end" if redone else ""
+        return (
+            f"select {named}make_timestamp(p.__end) as event_timestamp,\n{', '.join(values)},\n"
+            f"{self.layout.is_empty} as {quote(TOMBSTONE)},\n{', '.join(hidden)}\nfrom {points} as p{joined}\n"
+            f"order by {', '.join(['p.__end', *(f'p.{key}' for key in self.keys)])}"
+        )
+
+    def redo(self, aggregates: Sequence[Aggregate], points: str, events: str) -> str:
+        """
+        Return the SELECT of the values of aggregates from all events inside: our keys, `__end`, each value by its feature's name.
+
+        Args:
+            aggregates: Which.
+            points: A table of keys and ends.
+            events: A table as of `events`, with all events of those keys in all windows.
+        """
+        longest = max(aggregate.window for aggregate in aggregates) // MICROSECOND
+        values = [f"{self._redone(one)} as {quote(one.name)}" for one in aggregates]
+        return (
+            f"select {self._listed('p.')}p.__end, {', '.join(values)}\nfrom {points} as p\n"
+            f"left join {events} as e on {self.same_keys('e', 'p')} and e.__known <= p.__end and e.__time >= p.__end - {longest}\n"
+            f"group by {self._listed('p.')}p.__end"
+        )
+
+    def _redone(self, aggregate: Aggregate) -> str:
+        value = f"e.__value{self.layout.column(aggregate)}"
+        inside = f"e.__time >= p.__end - {aggregate.window // MICROSECOND} and e.__counts{self.layout.condition(aggregate)}"
+        only, there = f"filter (where {inside})", f"filter (where {inside} and {value} is not null)"
+        # In one order, or the last bits of a sum would differ from run to run; fsum turns infinities into NaN.
+        total = f"fsum({value} order by e.__time, {value}) {only}"
+        total = f"case when isfinite({total}) then {total} else sum({value} order by e.__time, {value}) {only} end"
+        match aggregate.function:
+            case "sum":
+                result = f"coalesce({total}, 0)"
+            case "mean":
+                result = f"({total}) / nullif(count({value}) {only}, 0)"
+            case "count_distinct":
+                result = f"count(distinct {value}) {only}"
+            case "last_n":
+                result = f"list_slice(list({value} order by e.__time desc, {value} desc) {there}, 1, {aggregate.n})"
+            case "first" | "last":
+                extreme = "min" if aggregate.function == "first" else "max"
+                result = f"({extreme}({{'__at': e.__time, '__value': {value}}}) {there}).__value"
+            case function:
+                result = f"{function}({value}) {only}"
+        return f"cast({result} as {aggregate.type.duckdb})"
