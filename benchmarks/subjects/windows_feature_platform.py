@@ -1,0 +1,54 @@
+"""`FeatureStore.compute` of hours whose predecessors are there, together or one by one."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from benchmarks.measuring import Run, peak_rss_mb
+from benchmarks.subjects.windows_raw import checksum, state
+from benchmarks.windows import Events
+
+
+def run(*, events: dict[str, Any], root: str, base: str, hours: int, of: int, step: int, checked: int) -> Run:
+    """
+    Compute the first hours after the predecessors.
+
+    Args:
+        events: As of `Events`.
+        root: The project folder.
+        base: Holds the predecessors.
+        hours: How many are computed.
+        of: How many they stand for.
+        step: How many at once.
+        checked: After how many of the first ones the state is compared; that after the last of all is compared with the raw query.
+    """
+    shape, features = Events(**events), Path(root) / "data" / "features"
+    shutil.rmtree(features, ignore_errors=True)
+    shutil.copytree(base, features)
+    with shape.store(Path(root)) as store:
+        started = time.perf_counter()
+        for first in range(0, hours, step):
+            store.compute(start=shape.hour(first), end=shape.hour(first + step), now=shape.hour(of))
+        seconds, peak = (time.perf_counter() - started) / hours * of, peak_rss_mb()
+    files = [str(path) for path in sorted(features.glob("activity/*.parquet"))]
+    built_on = len(files) - hours
+    with duckdb.connect() as connection:
+        connection.execute("set TimeZone = 'UTC'")
+        found = checksum(connection, [_newest(files[: built_on + number]) for number in range(1, checked + 1)])
+        if hours == of:
+            last = checksum(connection, [_newest(files)])
+            found += "" if last == checksum(connection, [f"from ({state(shape, root, of)})"]) else " and the last hour differs"
+    shutil.rmtree(features)
+    return Run(seconds=seconds, rate=of / seconds, peak_rss_mb=peak, checksum=found)
+
+
+def _newest(files: list[str]) -> str:
+    """Return the newest row of every user in a row of partitions, as the rest of a SELECT."""
+    newest = "qualify row_number() over (partition by user_id order by event_timestamp desc) = 1"
+    columns = "user_id, event_timestamp, events_30d_int, amount_30d, __tombstone"
+    return f"from (select {columns} from read_parquet({files}) {newest}) where not __tombstone"

@@ -1,0 +1,133 @@
+"""
+Sliding aggregates at the limit: one more hour, and 720 hours, beside the queries over the raw events that one would write by hand.
+
+Knows the events, the view, and how a history comes to hold the predecessors. How a subject computes is its own module's.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.measuring import REFERENCE, Context, Subject, Tally, in_worker, measure, size_text
+from feature_platform import Aggregate, Entity, FeatureStore, FeatureView, ParquetSource, Registry, Settings
+
+__all__ = ["Events", "run"]
+
+_START: Final = datetime(2024, 1, 1, tzinfo=UTC)
+_HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
+_DAYS: Final = 60
+_WINDOW: Final = timedelta(days=30)
+_SEED: Final = 7
+_BUILT_ON: Final = 24
+"""Windows before the one hour, the first of them with the complete state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Events:
+    """
+    Events of 60 days in a file a day, each with an amount, and the view that counts and sums them over 30 days, hour by hour.
+
+    Attributes:
+        rows: Events.
+        users: Who have them; the square of a uniform draw, so that some have many.
+    """
+
+    rows: int
+    users: int
+
+    @property
+    def name(self) -> str:
+        """The folder in the cache."""
+        return f"windows_{self.rows}_{self.users}"
+
+    @property
+    def view(self) -> FeatureView:
+        """The view: 30 days, hourly, over the second half."""
+        return FeatureView(
+            "activity",
+            entity=Entity("user", join_keys={"user_id": int}),
+            sources=[ParquetSource("events", "events/*.parquet", timestamp="at")],
+            features=[
+                Aggregate("events_30d_int", "count", window=_WINDOW),
+                Aggregate("amount_30d", "sum", column="amount", window=_WINDOW),
+            ],
+            schedule="@hourly",
+            start=_START + _WINDOW - _BUILT_ON * _HOUR,
+        )
+
+    def store(self, root: Path) -> FeatureStore:
+        """Open the feature store over a folder that holds the events."""
+        return FeatureStore(Registry([self.view]), Settings(project="benchmark", root=root))
+
+    def hour(self, number: int) -> datetime:
+        """Return the start of an hour of the second half; negative numbers are before it."""
+        return _START + _WINDOW + number * _HOUR
+
+
+def run(context: Context, tally: Tally) -> None:
+    """Measure both cases of the size wanted."""
+    events = Events(
+        rows=context.of_size(tiny=20_000, quick=2_000_000, full=50_000_000),
+        users=context.of_size(tiny=200, quick=20_000, full=500_000),
+    )
+    hours, sampled = context.of_size(tiny=4, quick=72, full=720), context.of_size(tiny=2, quick=3, full=6)
+    context.say(f"windows: {size_text(events.rows)} events")
+    root = _ensure_events(events, context.cache)
+    base = _ensure_predecessors(events, root)
+    shared: dict[str, Any] = {"events": asdict(events), "root": str(root), "base": str(base)}
+
+    case = f"one hour {size_text(events.rows)} events"
+    subjects = [Subject(REFERENCE, partial(in_worker, "windows_feature_platform", **shared, hours=1, of=1, step=1, checked=1))]
+    if context.limits:
+        subjects.append(Subject("raw", partial(in_worker, "windows_raw", **shared, hours=1, of=1)))
+    measure(context, tally, case, subjects, runs=context.of_size(tiny=1, quick=5, full=5))
+
+    case = f"{hours} hours {size_text(events.rows)} events"
+    ours: dict[str, Any] = {**shared, "of": hours, "checked": sampled}
+    subjects = [Subject(REFERENCE, partial(in_worker, "windows_feature_platform", **ours, hours=hours, step=hours))]
+    if context.limits:
+        subjects.append(Subject("raw", partial(in_worker, "windows_raw", **shared, hours=sampled, of=hours)))
+        subjects.append(Subject("per_partition", partial(in_worker, "windows_feature_platform", **ours, hours=sampled, step=1)))
+        tally.left_out.append(f"{case}: raw and per_partition are {sampled} of the hours, extrapolated to {hours}")
+    measure(context, tally, case, subjects, runs=1)
+
+
+def _ensure_events(events: Events, cache: Path) -> Path:
+    """Return the project folder that holds the events, made where it is not there yet."""
+    root = cache / events.name
+    if (root / "complete").exists():
+        return root
+    shutil.rmtree(root, ignore_errors=True)
+    (root / "events").mkdir(parents=True)
+    count, day = events.rows // _DAYS, int(_DAY.total_seconds()) * 1_000_000
+    for number in range(_DAYS):
+        rng = np.random.default_rng([_SEED, events.rows, number])
+        times = int(_START.timestamp()) * 1_000_000 + number * day + np.sort(rng.integers(0, day, count))
+        table = {
+            "user_id": (rng.random(count) ** 2 * events.users).astype(np.int64),
+            "at": pa.array(times, pa.timestamp("us", tz="UTC")),
+            "amount": np.round(rng.gamma(2.0, 15.0, count), 2),
+        }
+        pq.write_table(pa.table(table), root / "events" / f"{number:02}.parquet", compression="zstd", row_group_size=122_880)
+    (root / "complete").touch()
+    return root
+
+
+def _ensure_predecessors(events: Events, root: Path) -> Path:
+    """Return a folder with the view's history up to the second half, computed by this version of the platform."""
+    base = root / "predecessors"
+    shutil.rmtree(base, ignore_errors=True)
+    shutil.rmtree(root / "data", ignore_errors=True)
+    with events.store(root) as store:
+        store.compute(start=events.hour(-_BUILT_ON), end=events.hour(0), now=events.hour(0))
+    (root / "data" / "features").rename(base)
+    return base

@@ -1,0 +1,178 @@
+"""A window that builds on its predecessor's running totals: the values of a computation from nothing, to the last bit."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from offline_project import HOUR, MICROS, MINUTE, NOW, T0, answers, store_of, user
+
+from feature_platform import Aggregate, FeatureStore, FeatureView, ParquetSource, between
+from feature_platform.errors import ExpectationError
+
+HOURS = 10
+USERS = ["ann", "bob", "çem"]
+SCHEMA = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("at", MICROS),
+        ("known_at", MICROS),
+        ("whole", pa.int64()),
+        ("price", pa.float64()),
+        ("cost", pa.decimal128(9, 2)),
+        ("genre", pa.string()),
+    ]
+)
+NASTY = [0.1, -0.1, 1e16, -1e16, 1e-30, 1e300, -1e300, 5e-324, math.inf, -math.inf, math.nan, 2.0**71, -0.0]
+plain, nasty = st.floats(-1e6, 1e6), st.sampled_from(NASTY)
+rows = st.builds(
+    lambda who, minute, lag, whole, price, cost, genre: {
+        "user_id": who,
+        "at": T0 + minute * MINUTE,
+        "known_at": None if lag is None else T0 + (minute + lag) * MINUTE,
+        "whole": whole,
+        "price": price,
+        "cost": cost,
+        "genre": genre,
+    },
+    st.sampled_from([*USERS, *USERS, None]),
+    st.one_of(st.integers(-240, HOURS * 60), st.integers(-4, HOURS).map(lambda hour: hour * 60)),
+    st.sampled_from([None, 0, 0, 1, 59, 60, 61, 150, 300]),
+    st.one_of(st.none(), st.integers(-5, 5), st.sampled_from([2**62, -(2**62)])),
+    st.one_of(st.none(), plain, plain, plain, nasty),
+    st.one_of(st.none(), st.decimals(-1000, 1000, places=2)),
+    st.sampled_from(["drama", "horror", None]),
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happens to a project: a file comes or goes, windows are computed or lost, a definition or an expectation changes."""
+
+    what: str
+    file: int = 0
+    rows: Sequence[dict[str, Any]] = ()
+    first: int = 0
+    length: int = 1
+
+
+steps = st.lists(
+    st.one_of(
+        st.builds(Step, st.just("write"), st.integers(0, 3), st.lists(rows, min_size=1, max_size=6)),
+        st.builds(Step, st.just("remove"), st.integers(0, 3)),
+        st.builds(Step, st.just("compute"), first=st.integers(0, HOURS - 1), length=st.integers(1, 4)),
+        st.builds(Step, st.just("compute"), first=st.integers(0, HOURS - 1), length=st.integers(1, 4)),
+        st.builds(Step, st.just("expect"), first=st.integers(0, HOURS - 1), length=st.integers(1, 4)),
+        st.builds(Step, st.just("lose"), first=st.integers(0, HOURS - 1)),
+        st.builds(Step, st.just("redefine"), first=st.integers(0, HOURS - 1), length=st.integers(1, 4)),
+    ),
+    min_size=2,
+    max_size=9,
+)
+
+
+def view_of(*, is_known_late: bool, delay: timedelta, expect: bool = False, redefined: bool = False) -> FeatureView:
+    """Return a view with every function, over windows of four lengths."""
+    source = ParquetSource("watches", "source/*.parquet", timestamp="at", created_timestamp="known_at" if is_known_late else None)
+    limit: list[Any] = [between(0, 2)] if expect else []
+    features = [
+        Aggregate("n", "count", window=3 * HOUR, expect=limit),
+        Aggregate("n_price", "count", column="price", window=2 * HOUR),
+        Aggregate("total", "sum", column="whole", dtype=pa.decimal128(38, 0), window=3 * HOUR, where="genre is null"),
+        Aggregate("spent", "sum", column="price", window=2 * HOUR),
+        Aggregate("mean_price", "mean", column="price", window=90 * MINUTE),
+        Aggregate("cost", "sum", column="cost", dtype=pa.decimal128(20, 2), window=4 * HOUR),
+        Aggregate("mean_cost", "mean", column="cost", window=4 * HOUR, where="genre = 'drama'"),
+        Aggregate("low", "min", column="price", window=3 * HOUR),
+        Aggregate("high", "max", column="whole", dtype=int, window=HOUR),
+        Aggregate("earliest", "first", column="price", window=2 * HOUR),
+        Aggregate("newest", "last", column="genre", dtype=str, window=2 * HOUR),
+        Aggregate("recent", "last_n", column="whole", n=2, dtype=list[int], window=4 * HOUR),
+        Aggregate("genres", "count_distinct", column="genre", window=2 * HOUR),
+    ]
+    if redefined:
+        features[0] = replace(features[0], window=HOUR)
+    return FeatureView("activity", entity=user, sources=[source], features=features, schedule="@hourly", start=T0, delay=delay)
+
+
+@dataclass
+class Project:
+    """A folder, what was done to it, and the view as it is declared."""
+
+    root: Path
+    view: FeatureView
+    files: set[int] = field(default_factory=set)
+
+    def put(self, file: int, content: Sequence[dict[str, Any]]) -> None:
+        """Write a file under a new inode, as whoever replaces files does."""
+        (self.root / "source").mkdir(exist_ok=True)
+        path = self.root / "source" / f"{file}.parquet"
+        path.unlink(missing_ok=True)
+        pq.write_table(pa.Table.from_pylist(list(content), schema=SCHEMA), path)
+
+    def compute(self, view: FeatureView, first: int, length: int) -> list[tuple[datetime, str]]:
+        """Compute some windows; return their ends and what came of them."""
+        with store_of(self.root, view) as store:
+            reports = compute_all(store, first, length)
+        return [(report.window.end, report.outcome) for report in reports]
+
+    def values(self, view: FeatureView, ends: Sequence[datetime]) -> list[str]:
+        """Return what everybody's features are at some ends, to the last bit."""
+        with store_of(self.root, view) as store:
+            times = [end + view.delay for end in ends for _ in USERS]
+            return [repr(row) for row in answers(store, [f"activity:{name}" for name in view.feature_by_name], times, USERS * len(ends))]
+
+
+def compute_all(store: FeatureStore, first: int, length: int) -> list[Any]:
+    """Compute windows; those that are rejected are reported, too."""
+    try:
+        return store.compute(start=T0 + first * HOUR, end=T0 + min(first + length, HOURS) * HOUR, now=NOW)
+    except ExpectationError as error:
+        return list(error.reports)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(
+    history=steps,
+    last=st.tuples(st.integers(0, HOURS - 1), st.integers(1, 5)),
+    is_known_late=st.booleans(),
+    delay=st.sampled_from([timedelta(0), 30 * MINUTE]),
+    expect=st.booleans(),
+)
+def test_whatever_happened_before_a_window_holds_what_computing_from_nothing_gives(
+    *, history: list[Step], last: tuple[int, int], is_known_late: bool, delay: timedelta, expect: bool
+) -> None:
+    """Late files, lost partitions, rejections, other definitions: windows computed now have today's values, and again change nothing."""
+    usual, strict = (view_of(is_known_late=is_known_late, delay=delay, expect=one) for one in (False, True))
+    other = view_of(is_known_late=is_known_late, delay=delay, redefined=True)
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as empty:
+        project, fresh = Project(Path(folder), usual), Project(Path(empty), usual)
+        project.put(9, [])
+        for step in history:
+            path = project.root / "source" / f"{step.file}.parquet"
+            match step.what:
+                case "write":
+                    project.put(step.file, step.rows)
+                case "remove":
+                    path.unlink(missing_ok=True)
+                case "lose":
+                    name = (T0 + step.first * HOUR).strftime("%Y-%m-%dT%H%MZ")
+                    (project.root / "data" / "features" / "activity" / f"{name}.parquet").unlink(missing_ok=True)
+                case what:
+                    project.compute({"compute": usual, "expect": strict, "redefine": other}[what], step.first, step.length)
+        outcomes = project.compute(strict if expect else usual, *last)
+        ends = [end for end, outcome in outcomes if outcome != "rejected"]
+        (fresh.root / "source").symlink_to(project.root / "source")
+        fresh.compute(usual, 0, HOURS)
+        assert project.values(usual, ends) == fresh.values(usual, ends)
+        again = project.compute(strict if expect else usual, *last)
+        assert {outcome for _, outcome in again} <= {"unchanged", "rejected"}
