@@ -182,6 +182,12 @@ class ChangePoints:
             base: A SELECT of what the keys of the deltas had before the first of them; None where they had nothing.
         """
         everything = deltas if base is None else f"{deltas}\nunion all by name\n{base}"
+        if (
+            self.keys and base is not None and self.ends.times[1:] == self.ends.times[-1:]
+        ):  # one window: nothing runs, and nothing need be sorted
+            sums = ", ".join(f"sum({one.name}) as {one.name}" for one in self.layout.accumulators)
+            grouped = f"\ngroup by {', '.join(self.keys)}"
+            return f"select {self._listed()}{self.ends.times[-1]}::bigint as __end, {sums}\nfrom ({everything}){grouped}"
         sums = ", ".join(f"sum({one.name}) over __run as {one.name}" for one in self.layout.accumulators)
         partition = f"partition by {', '.join(self.keys)} " if self.keys else ""
         return (
