@@ -6,7 +6,8 @@ rows are a function of the source rows that its window reads, `[start - longest 
 started from were. Every file from the newest full one to the predecessor is there, records the fingerprint of the source files
 that its window reads, and that is today's; the full one started from nothing. So, file by file, each holds what computing
 everything from today's events would write, and the newest row of a key has the totals of the events inside at the
-predecessor's end. Where one of them is missing, rejected since, of another definition or layout, or of files that are others
+predecessor's end. Files from before the longest window need not be looked at: a key that has an event inside has a row from
+when that entered. Where a file is missing, rejected since, of another definition or layout, or of source files that are others
 today, the run begins with the complete state.
 
 Knows which window is full and which holds changes. The SQL of the values is `change_points.py`'s.
@@ -21,11 +22,13 @@ from typing import TYPE_CHECKING, Final
 from feature_platform.dtypes import from_micros, to_micros
 from feature_platform.model import FeatureView
 from feature_platform.offline.accumulators import Layout, layout_of
-from feature_platform.offline.aggregates import check_aggregates, known_from
+from feature_platform.offline.aggregates import aggregates_of, check_aggregates, known_from
 from feature_platform.offline.change_points import ChangePoints, Ends
 from feature_platform.offline.contract import RESULT
+from feature_platform.offline.history import stored_rows
 from feature_platform.offline.inputs import fingerprints
-from feature_platform.offline.query import explaining, first_row, literal, quote, timestamp
+from feature_platform.offline.kept_states import newest_state
+from feature_platform.offline.query import explaining, first_row, parquet, quote, timestamp
 from feature_platform.offline.store import TOMBSTONE, Partition
 from feature_platform.windows import Window, adjacent, grid_of, reads_from
 
@@ -109,26 +112,36 @@ def _run(
 
 
 def predecessors(writer: PartitionWriter, sources: SourceViews, layout: Layout, window: Window) -> list[Partition]:
-    """Return the files that changes of a window can build on, the newest full one to the window's predecessor; none where they cannot."""
+    """
+    Return the files that changes of a window can build on, up to its predecessor, oldest first; none where they cannot.
+
+    They reach back to the newest full one, or as far as the longest window: a key that has an event inside at the predecessor's end
+    has a row from when that one entered, and a key without one has no totals.
+    """
     view, store, grid = writer.view, writer.store, grid_of(writer.view)
-    chain: list[Partition] = []
-    before = grid.before(window) if grid else None
-    while grid and before:
-        stored = store.partition(view, before)
-        if stored is None or stored.definition != view.definition_hash or stored.accumulators != layout.hash:
-            return []
-        chain.append(stored)
-        if stored.is_full:
-            break
-        before = grid.before(before)
-    if not chain or not chain[-1].is_full:
+    if grid is None:
         return []
-    windows = [one.window for one in reversed(chain)]
-    today = fingerprints(view, sources.files, windows, from_micros(writer.now))
-    for one in chain:
-        attempt = store.attempt(view, one.window)
+    reach = to_micros(window.start - max(one.window for one in aggregates_of(view)))
+    stored = {one.window: one for one in store.partitions(view, after=reach, before=window.start)}
+    attempts = store.attempts(view)
+    chain: list[Partition] = []
+    before = grid.before(window)
+    while before is not None and to_micros(before.end) > reach:
+        one = stored.get(before)
+        if one is None or one.definition != view.definition_hash or one.accumulators != layout.hash:
+            return []
+        attempt = attempts.get(before.key)
         if attempt is not None and attempt.outcome == "rejected":
             return []
+        chain.append(one)
+        if one.is_full:
+            break
+        before = grid.before(before)
+    if not chain or (before is None and not chain[-1].is_full):
+        return []
+    today = fingerprints(view, sources.files, [one.window for one in reversed(chain)], from_micros(writer.now))
+    for one in chain:
+        attempt = attempts.get(one.window.key)
         if (attempt.inputs if attempt else one.inputs) != today[one.window]:
             return []
     return chain[::-1]
@@ -145,12 +158,18 @@ def base_rows(writer: PartitionWriter, chain: Sequence[Partition], points: Chang
         keys: A table of the keys that are wanted.
     """
     view = writer.view
-    files = ", ".join(literal(str(writer.store.path(view, one.window))) for one in chain)
+    state = newest_state(view, writer.store, chain[-1].end)
+    since = [one for one in chain if state is None or one.end > state.until]
+    # A state from before the chain spares nothing, and one from before a full file in it holds keys that ended with that.
+    if state is None or len(since) == len(chain) or any(one.is_full for one in since):
+        tables = [stored_rows(view, writer.store, chain)]
+    else:
+        tables = [f"select * from {parquet([state.path])}", *([stored_rows(view, writer.store, since)] if since else [])]
     totals = ", ".join(f"cast({one.name} as {one.summed}) as {one.name}" for one in points.layout.accumulators)
     raw = ", ".join(one.name for one in points.layout.accumulators)
     named = "".join(f"{quote(name)} as {key}, " for key, name in zip(points.keys, view.entity.join_keys, strict=True))
     only = f" semi join {keys} using ({', '.join(points.keys)})" if points.keys else ""
-    history = f"read_parquet([{files}], union_by_name = false)"
+    history = f"({' union all by name '.join(tables)})"
     columns = [*points.keys, f"{chain[-1].end} as __end", totals]
     listed = "".join(f"{key}, " for key in points.keys)
     # Two narrow steps: of 1.2 million rows, 24 ms; with row_number over whole rows 50 ms.

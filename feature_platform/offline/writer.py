@@ -178,9 +178,7 @@ class PartitionWriter:
 
         Rows of another definition, or with other running totals, differ in all their keys: their columns may mean something else.
         """
-        is_alike = (
-            current.definition == self.view.definition_hash and current.is_full == is_full and current.accumulators == accumulators
-        )
+        is_alike = current.definition == self.view.definition_hash and current.is_full == is_full and current.accumulators == accumulators
         keys = quote_all(self.view.entity.join_keys) or "true as whole"
         ours, theirs = f"select * from {parquet([new])}", partition_rows(self.view, self.store, current)
         one_way = f"({ours} except all {theirs})" if is_alike else f"({ours})"
