@@ -14,7 +14,7 @@ from typing import Any, Final
 import click
 from rich.console import Console
 
-from benchmarks import backfill, compute, event_to_redis, graph, growth, http_api, materialize, newest, page, pit, sdk
+from benchmarks import backfill, compute, event_to_redis, graph, growth, http_api, materialize, newest, page, pit, sdk, windows
 from benchmarks.machine import describe_machine, describe_versions
 from benchmarks.measuring import BenchmarkError, Context, Tally
 from benchmarks.report import print_document, to_markdown
@@ -24,6 +24,7 @@ __all__ = ["BENCHMARKS", "PEERS", "main", "run_benchmarks"]
 
 BENCHMARKS: Final = {
     "pit": pit.run,
+    "windows": windows.run,
     "newest": newest.run,
     "compute": compute.run,
     "materialize": materialize.run,

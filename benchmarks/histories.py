@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from feature_platform import Entity, Feature, FeatureStore, FeatureView, ParquetSource, Registry, Settings
 
-__all__ = ["History", "ensure_entity_rows", "ensure_history"]
+__all__ = ["History", "ensure_days", "ensure_entity_rows", "ensure_history"]
 
 _START: Final = datetime(2024, 1, 1, tzinfo=UTC)
 _ROWS_PER_KEY: Final = 100
@@ -40,6 +40,7 @@ class History:
         features: Of each view.
         days: That it spans.
         daily: Whether there is a file a day; else one a view.
+        hourly: Whether there is a file an hour.
     """
 
     rows: int
@@ -47,6 +48,7 @@ class History:
     features: int
     days: int = 90
     daily: bool = False
+    hourly: bool = False
 
     @property
     def keys(self) -> int:
@@ -56,7 +58,8 @@ class History:
     @property
     def name(self) -> str:
         """The folder in the cache."""
-        return f"history_{self.rows}x{self.views}x{self.features}_{self.days}d{'_daily' if self.daily else ''}"
+        cut = "_hourly" if self.hourly else "_daily" if self.daily else ""
+        return f"history_{self.rows}x{self.views}x{self.features}_{self.days}d{cut}"
 
     @property
     def view_names(self) -> list[str]:
@@ -83,6 +86,7 @@ class History:
     def registry(self, ttl_days: float | None = None) -> Registry:
         """Return the declarations."""
         account = Entity("account", join_keys={"account_id": int})
+        schedule = "@hourly" if self.hourly else "@daily" if self.daily else None
         return Registry(
             views=[
                 FeatureView(
@@ -90,8 +94,8 @@ class History:
                     entity=account,
                     sources=[ParquetSource(f"source_{name}", f"sources/{name}.parquet", timestamp="event_timestamp")],
                     features=[Feature(one, int if one.endswith("_int") else float) for one in self.feature_names(view)],
-                    schedule="@daily" if self.daily else None,
-                    start=_START if self.daily else None,
+                    schedule=schedule,
+                    start=_START if schedule else None,
                     ttl=None if ttl_days is None else timedelta(days=ttl_days),
                 )
                 for view, name in enumerate(self.view_names)
@@ -122,16 +126,29 @@ def ensure_history(history: History, cache: Path) -> Path:
     return folder
 
 
-def ensure_entity_rows(history: History, folder: Path, rows: int, *, first_day: float, last_day: float) -> Path:
-    """Return a Parquet file of entity rows, in no order; one key in 50 has no history."""
-    path = folder / f"entities_{rows}_{first_day:g}_{last_day:g}.parquet"
+def ensure_days(history: History, folder: Path, *, first_day: int, last_day: int) -> Path:
+    """Return the project folder that holds some days of a partitioned history and nothing else."""
+    alone = folder.with_name(f"{folder.name}_from_{first_day}_to_{last_day}")
+    for view in range(history.views):
+        for file in history.files(folder, view):
+            if f"{history.day(first_day):%Y-%m-%d}" <= Path(file).name < f"{history.day(last_day):%Y-%m-%d}":
+                copy = history.settings(alone).offline_root / f"v{view}" / Path(file).name
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                if not copy.exists():
+                    shutil.copy2(file, copy)
+    return alone
+
+
+def ensure_entity_rows(history: History, folder: Path, rows: int, *, first_day: float, last_day: float, every: int = 1) -> Path:
+    """Return a Parquet file of entity rows of one key in `every`, in no order; one key in 50 of those has no history."""
+    path = folder / f"entities_{rows}_{first_day:g}_{last_day:g}{f'_every_{every}' if every > 1 else ''}.parquet"
     if not path.exists():
         rng = np.random.default_rng([_SEED, rows])
         times = _START_MICROS + rng.integers(int(first_day * _DAY_MICROS), int(last_day * _DAY_MICROS), rows)
         table = pa.table(
             {
                 "row": np.arange(rows, dtype=np.int64),
-                "account_id": rng.integers(0, int(history.keys * 1.02) + 1, rows),
+                "account_id": rng.integers(0, int(history.keys * 1.02) // every + 1, rows) * every,
                 "event_timestamp": pa.array(times, pa.timestamp("us", tz="UTC")),
             }
         )

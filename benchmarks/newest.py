@@ -12,8 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import duckdb
+
 from benchmarks.histories import History, ensure_history
 from benchmarks.measuring import REFERENCE, Context, Point, Subject, Tally, in_worker, measure, size_text
+from feature_platform import FeatureStore
+from feature_platform.dtypes import to_micros
+from feature_platform.offline.kept_states import keep_state
+from feature_platform.offline.query import configure
 
 __all__ = ["SCANS", "KeyedHistory", "measure_newest", "run"]
 
@@ -60,5 +66,9 @@ def measure_newest(
 
 
 def _prepare(history: KeyedHistory, cache: Path) -> Path:
-    """Return the project folder with the history, and with what the platform keeps of it as of the day before the last."""
-    return ensure_history(history, cache)
+    """Return the project folder with the history, and with what the platform keeps of it every night, made before the last day."""
+    folder = ensure_history(history, cache)
+    with FeatureStore(history.registry(), history.settings(folder)) as store, duckdb.connect() as connection:
+        configure(connection)
+        keep_state(connection, store.registry.view("v0"), store.offline, to_micros(history.day(history.days - 1)))
+    return folder

@@ -6,16 +6,18 @@ Knows the cases. How a subject joins is its own module's.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from benchmarks.feast_environment import feast_python
-from benchmarks.histories import History, ensure_entity_rows, ensure_history
+from benchmarks.histories import History, ensure_days, ensure_entity_rows, ensure_history
 from benchmarks.measuring import REFERENCE, Context, Run, Subject, Tally, in_worker, measure, size_text
 
 __all__ = ["run"]
+
+_SEVERAL: Final = frozenset({"duckdb", "polars", "pandas"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,8 @@ class _Case:
     memory: str | None = None
     title: str = ""
     window: tuple[float, float] | None = None
+    views: int | None = None
+    every: int = 1
     peers: frozenset[str] = frozenset({"duckdb", "polars", "pandas", "feast"})
 
     @property
@@ -35,7 +39,12 @@ class _Case:
         sizes = f"R={size_text(self.history.rows)} E={size_text(self.entities)}"
         if self.memory:
             return f"{sizes} memory={self.memory}"
-        return f"{sizes} K={self.history.views} ttl={'none' if self.ttl_days is None else f'{self.ttl_days:g}d'}"
+        return f"{sizes} K={self.asked.views} ttl={'none' if self.ttl_days is None else f'{self.ttl_days:g}d'}"
+
+    @property
+    def asked(self) -> History:
+        """The part of the history that is asked for: its first views."""
+        return self.history if self.views is None else replace(self.history, views=self.views)
 
 
 def run(context: Context, tally: Tally) -> None:
@@ -51,22 +60,32 @@ def _tiny() -> list[_Case]:
 
 def _quick() -> list[_Case]:
     history = History(rows=1_000_000, views=3, features=3)
-    return [_Case(history=history, entities=100_000), _Case(history=history, entities=100_000, ttl_days=1)]
+    years = History(rows=500_000, views=1, features=3, days=90, hourly=True)
+    large = History(rows=1_000_000, views=1, features=3)
+    return [
+        _Case(history=history, entities=100_000),
+        _Case(history=history, entities=100_000, ttl_days=1),
+        _Case(history=history, entities=100_000, views=1, peers=_SEVERAL),
+        _Case(history=large, entities=1_000_000, memory="100MB", peers=frozenset({"duckdb"})),
+        _Case(history=history, entities=20_000, views=1, every=50, title="few keys of many R=1M E=20k", peers=_SEVERAL),
+        _Case(history=years, entities=20_000, title="one week of 90 days, hourly", window=(80, 87), ttl_days=7, peers=_SEVERAL),
+    ]
 
 
 def _full() -> list[_Case]:
     history = History(rows=10_000_000, views=3, features=3)
-    # One view and two libraries: polars and pandas have no memory limit to be held to.
+    # One view and one peer: polars and pandas have no memory limit to be held to.
     large = History(rows=50_000_000, views=1, features=3)
-    years = History(rows=10_000_000, views=1, features=3, days=730, daily=True)
-    several = frozenset({"duckdb", "polars", "pandas"})
+    years = History(rows=10_000_000, views=1, features=3, days=730, hourly=True)
     return [
         _Case(history=history, entities=1_000_000),
         _Case(history=history, entities=1_000_000, ttl_days=1),
+        _Case(history=history, entities=1_000_000, views=1, peers=_SEVERAL),
         _Case(history=large, entities=10_000_000, memory="1GB", peers=frozenset({"duckdb"})),
-        _Case(history=History(rows=1_000_000, views=1, features=50), entities=1_000_000, title="wide 50 features", peers=several),
-        _Case(history=History(rows=1_000_000, views=10, features=3), entities=1_000_000, title="10 views", peers=several),
-        _Case(history=years, entities=100_000, title="one week of two years", window=(700, 707), ttl_days=7, peers=several),
+        _Case(history=History(rows=1_000_000, views=1, features=50), entities=1_000_000, title="wide 50 features", peers=_SEVERAL),
+        _Case(history=History(rows=1_000_000, views=10, features=3), entities=1_000_000, title="10 views", peers=_SEVERAL),
+        _Case(history=history, entities=100_000, views=1, every=50, title="few keys of many", peers=_SEVERAL),
+        _Case(history=years, entities=100_000, title="one week of two years", window=(700, 707), ttl_days=7, peers=_SEVERAL),
     ]
 
 
@@ -74,23 +93,30 @@ def _measure(context: Context, tally: Tally, case: _Case) -> None:
     context.say(f"{case.name}: data")
     folder = ensure_history(case.history, context.cache)
     first, last = case.window or (0, case.history.days)
-    entities = ensure_entity_rows(case.history, folder, case.entities, first_day=first, last_day=last)
+    entities = ensure_entity_rows(case.history, folder, case.entities, first_day=first, last_day=last, every=case.every)
     arguments: dict[str, Any] = {
-        "history": asdict(case.history),
+        "history": asdict(case.asked),
         "folder": str(folder),
         "entities": str(entities),
         "ttl_days": case.ttl_days,
         "memory": case.memory,
     }
     subjects = [Subject(REFERENCE, partial(in_worker, "pit_feature_platform", **arguments))]
-    files = [case.history.files(folder, view) for view in range(case.history.views)]
+    if case.memory and context.limits:
+        whole = arguments | {"memory": None, "to_file": True}
+        subjects.append(Subject("unbounded", partial(in_worker, "pit_feature_platform", **whole)))
+    files = [case.history.files(folder, view) for view in range(case.asked.views)]
     if case.window and case.ttl_days is not None:
-        # Whoever writes the join by hand lists the days that can hold an answer, too.
+        # Whoever writes the join by hand lists the files that can hold an answer, too.
         oldest, newest = int(first - case.ttl_days), int(last)
-        files = [of_view[max(0, oldest) : newest + 1] for of_view in files]
+        low, high = (f"{case.history.day(day):%Y-%m-%d}" for day in (max(0, oldest), newest + 1))
+        files = [[file for file in of_view if low <= Path(file).name < high] for of_view in files]
+        if context.limits:
+            alone = arguments | {"folder": str(ensure_days(case.history, folder, first_day=oldest, last_day=newest + 1))}
+            subjects.append(Subject("week_alone", partial(in_worker, "pit_feature_platform", **alone)))
     peer: dict[str, Any] = {
         "files": files,
-        "columns": [case.history.feature_names(view) for view in range(case.history.views)],
+        "columns": [case.history.feature_names(view) for view in range(case.asked.views)],
         "entities": str(entities),
         "ttl_days": case.ttl_days,
     }

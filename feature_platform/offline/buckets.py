@@ -144,6 +144,7 @@ def join_in_buckets(
 def _connect(buckets: Buckets) -> Iterator[duckdb.DuckDBPyConnection]:
     with duckdb.connect(":memory:", config={"temp_directory": str(Path(buckets.folder) / "spill")}) as connection:
         configure(connection, memory_limit=buckets.memory_limit, threads=buckets.threads)
+        connection.execute("set preserve_insertion_order = false")
         yield connection
 
 
@@ -154,6 +155,8 @@ def _files(folder: Path, column: str, value: int) -> list[str]:
 def _write_partitioned(connection: duckdb.DuckDBPyConnection, rows: str, folder: Path, column: str, *, prefix: str = "") -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     connection.execute(
-        f"copy ({rows}) to {literal(os.fspath(folder))} (format parquet, compression lz4_raw, partition_by ({column}), "
+        # Without dictionaries, which each of the many small row groups would begin anew: an eighth of the time.
+        f"copy ({rows}) to {literal(os.fspath(folder))} (format parquet, compression lz4_raw, dictionary_size_limit 1, "
+        f"partition_by ({column}), "
         f"filename_pattern {literal(prefix + '{i}')}, overwrite_or_ignore)"
     )

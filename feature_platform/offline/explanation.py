@@ -28,7 +28,7 @@ _PROCESS_BYTES: Final = 200 * _MB
 _SORTED: Final = 2.6
 _SPINE_BYTES: Final = 32
 # Of the memory limit, what one bucket's rows may be: they are sorted, beside what is written meanwhile.
-_BUCKET_SHARE: Final = 0.08
+_BUCKET_SHARE: Final = 0.3
 _MOST_BUCKETS: Final = 64
 
 
@@ -99,7 +99,7 @@ class JoinExplanation:
     @property
     def step_limit(self) -> str:
         """DuckDB's memory limit for one bucket: the files that it writes meanwhile come on top of it."""
-        return f"{max(100, int(self.memory_limit_bytes * 0.6) // _MB)}MB"
+        return f"{max(100, int(self.memory_limit_bytes * 0.75) // _MB)}MB"
 
     def __str__(self) -> str:
         """Return a table, and what it comes to."""
