@@ -27,6 +27,7 @@ __all__ = ["drop_spine", "join_views", "view_sql"]
 
 # Rows of the history within a ttl of an entity row, for each entity row: beyond it they are not worth finding one by one.
 _CANDIDATES_A_ROW: Final = 8
+_CANDIDATES_MORE: Final = 100_000
 _FEW_KEYS: Final = 0.25
 _SAMPLE_PERCENT: Final = 5
 _LARGE_ROWS: Final = 200_000
@@ -205,7 +206,7 @@ def _find_near(connection: duckdb.DuckDBPyConnection, plan: ViewPlan, asked: str
     time, ttl = _shifted(plan.delay), interval(plan.ttl)
     width = max(1, int(plan.ttl.total_seconds() * 1_000_000))
     keys = "".join(f"s.{quote(key)}, " for key in plan.join_keys)
-    limit = _CANDIDATES_A_ROW * rows + 100_000
+    limit = _CANDIDATES_A_ROW * rows + _CANDIDATES_MORE
     connection.execute(f"""
 create temp table {near} as
 select s.{ROW}, r.event_timestamp, {quote_all(_columns(plan, names), of="r")}
