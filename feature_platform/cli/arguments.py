@@ -10,7 +10,7 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from feature_platform.dtypes import Dtype
     from feature_platform.registry import Registry
 
-__all__ = ["INSTANT", "Commands", "Project", "examples", "json_option", "now_option", "parse_entity_rows", "pass_project"]
+__all__ = ["INSTANT", "SPAN", "Commands", "Project", "examples", "json_option", "now_option", "parse_entity_rows", "pass_project"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _INT = re.compile(r"[+-]?[0-9]{1,40}")
+_SPAN = re.compile(r"(?:(?P<days>\d{1,5})d)?\s*(?:(?P<hours>\d{1,6})h)?\s*(?:(?P<minutes>\d{1,8})min)?\s*(?:(?P<seconds>\d{1,9})s)?")
 _YES_NO = {"true": True, "false": False}
 _SPELLED = {
     "int": "a whole number in its range, in digits",
@@ -116,7 +117,21 @@ class _Instant(click.ParamType[datetime]):
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
+class _Span(click.ParamType[timedelta]):
+    name = "span"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        """Read a length of time such as 7d or 12h30min."""
+        if isinstance(value, timedelta):
+            return value
+        parts = _SPAN.fullmatch(str(value).strip())
+        if parts is None or not any(parts.groups()):
+            self.fail(f"{value!r} is not a length of time. Write 7d, 12h, 90min or 1d12h.", param, ctx)
+        return timedelta(**{name: int(amount) for name, amount in parts.groupdict().items() if amount})
+
+
 INSTANT = _Instant()
+SPAN = _Span()
 
 
 def now_option(help_text: str) -> Callable[[F], F]:

@@ -7,17 +7,18 @@ Each loads DuckDB when it runs and not before.
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from feature_platform.cli.arguments import INSTANT, Project, examples, json_option, now_option, pass_project
+from feature_platform.cli.arguments import INSTANT, SPAN, Project, examples, json_option, now_option, pass_project
 from feature_platform.cli.output import count, instant, iso, shown_path
 
 if TYPE_CHECKING:
     from feature_platform.offline.compute import PartitionReport
+    from feature_platform.offline.explanation import JoinExplanation
 
 __all__ = ["asked_features", "compact", "compute", "history", "sample"]
 
@@ -153,12 +154,15 @@ def compact(project: Project, *, views: tuple[str, ...], now: datetime | None) -
     epilog=examples(
         "fp history labels.parquet user_segment watch_count_30d --out training.parquet",
         "fp history labels.parquet --service recommender --statuses --card --out training.parquet",
+        'fp history "select user_id, watched_at as event_timestamp from watches" user_segment --label watch_count_30d --label-delay 7d '
+        "--out training.parquet",
+        "fp history labels.parquet user_segment --explain",
     )
 )
-@click.argument("entity_df", metavar="ENTITY_DF.parquet", type=click.Path(path_type=Path))
+@click.argument("entity_df", metavar="ENTITY_DF")
 @click.argument("features", nargs=-1)
 @click.option("--service", help="The features of this service instead.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The Parquet file to write.")
+@click.option("--out", type=click.Path(path_type=Path), help="The Parquet file to write; with --partition-by a folder.")
 @click.option(
     "--as-of",
     type=click.Choice(["known", "latest"]),
@@ -166,46 +170,90 @@ def compact(project: Project, *, views: tuple[str, ...], now: datetime | None) -
     show_default=True,
     help="known: a row of an event view is seen once it was known. latest: from its own time on, for bulk-loaded history.",
 )
+@click.option("--label", "labels", multiple=True, help="A feature whose later value becomes a column label_<name>. May be given again.")
+@click.option("--label-delay", type=SPAN, help="How much later: 7d, 12h, 90min.")
+@click.option("--partition-by", multiple=True, help="A column whose values become folders. May be given again.")
 @click.option("--statuses", is_flag=True, help="Add a column <feature>__status after each feature.")
 @click.option("--full-feature-names", is_flag=True, help="Name the columns <view>__<feature>.")
 @click.option("--card", is_flag=True, help="Write <out>.card.json too: what the rows were made of, for `fp verify`.")
+@click.option("--explain", is_flag=True, help="Say what would be read and held, and write nothing.")
 @json_option
 @pass_project
 def history(
     project: Project,
     *,
-    entity_df: Path,
+    entity_df: str,
     features: tuple[str, ...],
     service: str | None,
-    out: Path,
+    out: Path | None,
     as_of: str,
+    labels: tuple[str, ...],
+    label_delay: timedelta | None,
+    partition_by: tuple[str, ...],
     statuses: bool,
     full_feature_names: bool,
     card: bool,
+    explain: bool,
 ) -> None:
     """
     Join features to rows: a training set.
 
     Each row gets what was known at its event_timestamp.
 
-    ENTITY_DF.parquet has one row per question, with the join keys and event_timestamp; all its columns are kept. It may be
-    a folder or a glob.
+    ENTITY_DF has one row per question, with the join keys and event_timestamp; all its columns are kept. It is a Parquet file, a
+    folder or a glob of them, or a SELECT over the declared sources, by their names.
     """
     from feature_platform.feature_store import FeatureStore  # noqa: PLC0415 - loads DuckDB
 
+    if (out is None) != explain:
+        raise click.UsageError("write --out FILE, or --explain to see what that would read.")
     asked = asked_features(features, service)
-    with FeatureStore(project.registry, project.settings) as store, project.output.progress("joining"):
+    with FeatureStore(project.registry, project.settings) as store, project.output.progress("training set:") as progress:
         joined = store.get_historical_features(
             entity_df,
             asked,
             "latest" if as_of == "latest" else "known",
             full_feature_names=full_feature_names,
             statuses=statuses,
+            labels=labels,
+            label_delay=label_delay,
         )
-        rows = joined.to_parquet(out, card=card)
+        if out is None:
+            explained = joined.explain()
+        else:
+            rows = joined.to_parquet(out, partition_by=partition_by, card=card, progress=progress)
+    if out is None:
+        project.output.line(str(explained))
+        project.output.document(_explained(explained, project.settings.root))
+        return
     names = [ref.column for ref in project.registry.resolve(asked, full_feature_names=full_feature_names)]
+    if labels:
+        names += [f"label_{ref.column}" for ref in project.registry.resolve(list(labels), full_feature_names=full_feature_names)]
     project.output.line(f"{count(rows)} rows with {', '.join(names)}: {out}")
     project.output.document({"rows": rows, "features": names, "path": str(out)})
+
+
+def _explained(explained: JoinExplanation, root: Path) -> dict[str, object]:
+    return {
+        "entity_rows": explained.entity_rows,
+        "rows": explained.rows,
+        "bytes": explained.bytes,
+        "buckets": explained.buckets,
+        "memory_bytes": explained.memory_bytes,
+        "views": [
+            {
+                "view": view.view,
+                "files": [shown_path(Path(file), root) for file in view.files],
+                "rows": view.rows,
+                "bytes": view.bytes,
+                "partitions": view.partitions,
+                "skipped": view.skipped,
+                "state": view.state,
+                "window": {"start": iso(view.start), "end": iso(view.end)},
+            }
+            for view in explained.views
+        ],
+    }
 
 
 def asked_features(features: tuple[str, ...], service: str | None) -> list[str] | str:

@@ -165,6 +165,9 @@ class HistoricalFeatures:
         return read.written
 
     def _check_out(self, target: Path, partition_by: Sequence[str], *, card: bool) -> None:
+        if card and self._question.labels:
+            message = "a card does not speak of labels.\nWrite the set without a card, or the labels into a set of their own."
+            raise EntityRowsError(message, field="card")
         if not partition_by:
             return
         columns = [*self._rows.columns, *self._names]
