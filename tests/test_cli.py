@@ -311,6 +311,39 @@ def test_history_writes_a_training_set(project: Path) -> None:
     assert table["user_segment__status"].to_pylist() == ["PRESENT", "PRESENT", "NOT_FOUND"]
 
 
+def test_history_takes_a_query_and_writes_labels_into_folders(project: Path) -> None:
+    """Everything that Python does: rows from SQL over sources, labels of a later time, folders, and an explanation that writes nothing."""
+    end = datetime.fromisoformat(fp_json(project, "status")["views"][1]["history_until"])
+    moment = f"timestamptz '{end - timedelta(days=3)}'"
+    query = f"select distinct user_id, {moment} as event_timestamp from watches where user_id in ('8a2f', 'b13c')"
+    explained = fp_json(project, "history", query, *FEATURES, "--explain")
+    assert (explained["entity_rows"], explained["buckets"]) == (2, 1)
+    assert {view["view"] for view in explained["views"]} == {"user_profile", "user_activity", "user_last_watch"}
+    assert all((project / file).is_file() for view in explained["views"] for file in view["files"])
+    assert "rows of" in fp(project, "history", query, *FEATURES, "--explain").stdout
+    labels = ["--label", "watch_count_30d", "--label-delay", "2d"]
+    document = fp_json(project, "history", query, "user_segment", *labels, "--partition-by", "user_id", "--out", "out/folders")
+    assert document == {"rows": 2, "features": ["user_segment", "label_watch_count_30d"], "path": "out/folders"}
+    [file] = (project / "out" / "folders" / "user_id=8a2f").iterdir()
+    later = pa.table({"user_id": ["8a2f"], "event_timestamp": pa.array([end - timedelta(days=1)], pa.timestamp("us", tz="UTC"))})
+    pq.write_table(later, project / "later.parquet")
+    fp(project, "history", "later.parquet", "watch_count_30d", "--out", "out/later.parquet")
+    expected = pq.read_table(project / "out" / "later.parquet")["watch_count_30d"].to_pylist()
+    assert pq.read_table(file, partitioning=None)["label_watch_count_30d"].to_pylist() == expected
+    assert "Write 7d" in fp(project, "history", query, "user_segment", "--label-delay", "soon", "--out", "x", code=2).stderr
+
+
+def test_compact_merges_and_changes_no_answer(project: Path) -> None:
+    """What is served and joined is the same afterwards, from fewer files."""
+    before = fp_json(project, "get", "user_id=8a2f", *FEATURES)
+    found = {one["view"]: one for one in fp_json(project, "compact")["views"]}
+    assert found["user_activity"]["days"] > 0
+    assert found["user_activity"]["merged"] >= 24
+    assert "user_activity" in fp(project, "compact").stdout
+    fp(project, "materialize")
+    assert fp_json(project, "get", "user_id=8a2f", *FEATURES) == before
+
+
 def test_verify_says_whether_a_training_set_comes_out_the_same(project: Path) -> None:
     """Written with a card it is the same, by the card and joined again; changed labels, and a changed file, exit with 1."""
     end = datetime.fromisoformat(fp_json(project, "status")["views"][1]["history_until"])
