@@ -13,12 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.measuring import REFERENCE, Context, Subject, Tally, in_worker, measure, size_text
 from feature_platform import Aggregate, Entity, FeatureStore, FeatureView, ParquetSource, Registry, Settings
+from feature_platform.dtypes import to_micros
+from feature_platform.offline.kept_states import keep_state
+from feature_platform.offline.query import configure
 
 __all__ = ["Events", "run"]
 
@@ -129,5 +133,8 @@ def _ensure_predecessors(events: Events, root: Path) -> Path:
     shutil.rmtree(root / "data", ignore_errors=True)
     with events.store(root) as store:
         store.compute(start=events.hour(-_BUILT_ON), end=events.hour(0), now=events.hour(0))
+        with duckdb.connect() as connection:
+            configure(connection)
+            keep_state(connection, store.registry.view("activity"), store.offline, to_micros(events.hour(0)))  # as every night
     (root / "data" / "features").rename(base)
     return base
