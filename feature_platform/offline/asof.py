@@ -39,29 +39,41 @@ def join_views(
     """
     Join every planned view to a spine; return the SELECT of the row numbers and the result columns, in no order.
 
-    One statement a view frees its memory before the next; nested joins would keep every view's sorted input alive.
+    One statement a view frees its memory before the next; nested joins would keep every view's sorted input alive. The last one is
+    part of the SELECT that is returned: its answers need not be kept in between.
     """
     rows: int = first_row(connection, f"select count(*) from {spine}")[0]
     columns: list[str] = []
+    last = ""
     for index, plan in enumerate(plans):
         if progress:
             progress(f"joining {plan.view}", index, len(plans))
         table = f"{spine}_{index}"
-        _join_view(connection, plan, spine, table, rows)
+        sql = view_sql(connection, plan, spine, table, rows)
+        if index < len(plans) - 1:
+            connection.execute(f"create temp table {table} as {sql}")
+            _drop_helpers(connection, table)
+        else:
+            last = f"({sql}) as {table}"
         for feature in plan.features:
             columns.append(f"{table}.{quote(feature.name)} as {quote(feature.column)}")
             if plan.statuses:
                 columns.append(f"{table}.{quote(feature.name + STATUS_SUFFIX)} as {quote(feature.column + STATUS_SUFFIX)}")
-    joins = "\n".join(f"join {spine}_{index} using ({ROW})" for index in range(len(plans)))
-    return f"select {ROW}, {', '.join(columns)} from (select {ROW} from {spine}) as spine\n{joins}"
+    joins = "".join(f"\njoin {spine}_{index} using ({ROW})" for index in range(len(plans) - 1))
+    return f"select {ROW}, {', '.join(columns)} from {last}{joins}"
 
 
 def drop_spine(connection: duckdb.DuckDBPyConnection, plans: Sequence[ViewPlan], spine: str) -> None:
     """Drop the tables of a join."""
     for index in range(len(plans)):
-        for suffix in ("", "_windows", "_defaults", "_near"):
-            connection.execute(f"drop table if exists {spine}_{index}{suffix}")
+        connection.execute(f"drop table if exists {spine}_{index}")
+        _drop_helpers(connection, f"{spine}_{index}")
     connection.execute(f"drop table if exists {spine}")
+
+
+def _drop_helpers(connection: duckdb.DuckDBPyConnection, table: str) -> None:
+    for suffix in ("_windows", "_defaults", "_near"):
+        connection.execute(f"drop table if exists {table}{suffix}")
 
 
 def view_sql(connection: duckdb.DuckDBPyConnection, plan: ViewPlan, spine: str, table: str, rows: int) -> str:
@@ -106,12 +118,6 @@ def view_sql(connection: duckdb.DuckDBPyConnection, plan: ViewPlan, spine: str, 
                 f"as {quote(feature.name + STATUS_SUFFIX)}"
             )
     return f"select {', '.join(columns)} from ({joined})"
-
-
-def _join_view(connection: duckdb.DuckDBPyConnection, plan: ViewPlan, spine: str, table: str, rows: int) -> None:
-    connection.execute(f"create temp table {table} as {view_sql(connection, plan, spine, table, rows)}")
-    for suffix in ("_windows", "_defaults", "_near"):
-        connection.execute(f"drop table if exists {table}{suffix}")
 
 
 def _asked(plan: ViewPlan, spine: str) -> str:
