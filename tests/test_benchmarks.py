@@ -50,6 +50,10 @@ GROWTH = {
 
 SUBJECTS = {
     "pit": {"R=2k E=500 K=2 ttl=1d": {REFERENCE, "duckdb_asof", "polars", "pandas"}},
+    "windows": {
+        "one hour 20k events": {REFERENCE, "raw"},
+        "4 hours 20k events": {REFERENCE, "raw", "per_partition"},
+    },
     "newest": {"2k rows 40 keys": {REFERENCE, "scan", "arg_max"}},
     "compute": {
         "snapshot 3 days 3k events": {REFERENCE, "duckdb", "polars", "pandas"},
