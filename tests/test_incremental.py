@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from offline_project import HOUR, MICROS, MINUTE, NOW, T0, answers, instants, store_of, user, watches, write
+from offline_project import HOUR, MICROS, MINUTE, NOW, T0, answers, instants, put, store_of, user, watches, write
 
-from feature_platform import Aggregate, Entity, FeatureStore, FeatureView, ParquetSource, between
+from feature_platform import Aggregate, Entity, FeatureStatus, FeatureStore, FeatureView, ParquetSource, between
 from feature_platform.errors import ExpectationError
 
 HOURS = 10
@@ -199,3 +199,41 @@ def test_windows_computed_alone_and_together_write_the_same_files(tmp_path: Path
         assert [report.kind for report in reports] == ["full", *["changes"] * (HOURS - 1)]
         files.append([pq.read_table(report.path).to_pylist() for report in reports])
     assert files[0] == files[1]
+
+
+def test_a_window_is_not_built_on_a_file_that_was_rejected_since(tmp_path: Path) -> None:
+    """Its file is there from before the late rows, and the rows that they gave were rejected: the next window counts them."""
+    view = FeatureView(
+        "counts",
+        entity=user,
+        sources=[ParquetSource("watches", "source/*.parquet", timestamp="at")],
+        features=[Aggregate("n", "count", window=9 * HOUR), Aggregate("recent", "count", window=HOUR, expect=[between(0, 3)])],
+        schedule="@hourly",
+        start=T0,
+    )
+    put(tmp_path, "base", ("ann", T0 + MINUTE), ("ann", T0 + 61 * MINUTE))
+    with store_of(tmp_path, view) as store:
+        store.compute(end=T0 + 2 * HOUR, now=NOW)
+        put(tmp_path, "late", *[("ann", T0 + (62 + number) * MINUTE) for number in range(4)])
+        with pytest.raises(ExpectationError):
+            store.compute(start=T0 + HOUR, end=T0 + 2 * HOUR, now=NOW)
+        (report,) = store.compute(start=T0 + 2 * HOUR, end=T0 + 3 * HOUR, now=NOW)
+        assert report.partition.is_full
+        assert answers(store, ["counts:n"], [T0 + 3 * HOUR]) == [(6, FeatureStatus.PRESENT)]
+
+
+def test_a_window_is_not_built_on_another_definition_of_the_same_columns(tmp_path: Path) -> None:
+    """A longer delay lets rows in that were known late: what was counted before it lacks them."""
+    source = ParquetSource("watches", "source/*.parquet", timestamp="at", created_timestamp="known_at")
+
+    def view(delay: timedelta) -> FeatureView:
+        features = [Aggregate("n", "count", window=9 * HOUR)]
+        return FeatureView("counts", entity=user, sources=[source], features=features, schedule="@hourly", start=T0, delay=delay)
+
+    put(tmp_path, "base", ("ann", T0 + MINUTE), ("ann", T0 + 2 * MINUTE, T0 + 4 * HOUR))
+    with store_of(tmp_path, view(timedelta(0))) as store:
+        store.compute(end=T0 + 2 * HOUR, now=NOW)
+    with store_of(tmp_path, view(2 * HOUR)) as store:
+        (report,) = store.compute(start=T0 + 2 * HOUR, end=T0 + 3 * HOUR, now=NOW)
+        assert report.partition.is_full
+        assert answers(store, ["counts:n"], [T0 + 5 * HOUR]) == [(2, FeatureStatus.PRESENT)]
