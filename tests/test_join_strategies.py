@@ -438,3 +438,20 @@ def test_a_folder_of_something_else_is_left_alone(store: FeatureStore, tmp_path:
     with store, pytest.raises(FileExistsError, match=r"letter\.txt"):
         store.get_historical_features(asked([T0]), ["counts:n"]).to_parquet(tmp_path / "mine", partition_by=["user_id"])
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+
+
+def test_a_slice_is_as_long_as_the_ttl_to_the_microsecond(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row exactly a ttl old is found, wherever it lies to the slices: seconds as a float made some of them a microsecond short."""
+    ttl = timedelta(milliseconds=1001)
+    width, micro = 1_000_999, timedelta(microseconds=1)
+    start = T0.replace(hour=0, minute=0)
+    first = start + ((-int(start.timestamp() * 1_000_000)) % width + 5 * width) * micro  # a bound of such slices
+    history = [first - ttl - number * timedelta(hours=1) for number in range(5)]
+    columns = {"item_id": [0] * 5, "event_timestamp": pa.array(history, MICROS), "value": range(5), "zero": [0.0] * 5}
+    write(tmp_path, pa.table({"user_id": ["ann"] * 5, **columns}), "values")
+    with store_of(tmp_path, values_view(ttl=ttl, delay=timedelta(0))) as store:
+        store.compute(now=NOW)
+        found = store.get_historical_features(asked([first]), ["value"]).to_arrow()["value"].to_pylist()
+        without_slices(monkeypatch)
+        assert store.get_historical_features(asked([first]), ["value"]).to_arrow()["value"].to_pylist() == [0]
+        assert found == [0]

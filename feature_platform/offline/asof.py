@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from feature_platform.dtypes import MICROSECOND
 from feature_platform.model import FeatureStatus, ViewKind
 from feature_platform.offline.history import KNOWN
 from feature_platform.offline.partition import TOMBSTONE
@@ -210,7 +211,7 @@ def _find_near(connection: duckdb.DuckDBPyConnection, plan: ViewPlan, asked: str
     """
     assert plan.ttl is not None  # noqa: S101 - the caller asked
     time, ttl = _shifted(plan.delay), interval(plan.ttl)
-    width = max(1, int(plan.ttl.total_seconds() * 1_000_000))
+    width = plan.ttl // MICROSECOND
     keys = "".join(f"s.{quote(key)}, " for key in plan.join_keys)
     limit = _CANDIDATES_A_ROW * rows + _CANDIDATES_MORE
     connection.execute(f"""
