@@ -167,6 +167,28 @@ def test_a_state_that_stands_for_a_replaced_window_counts_no_more(tmp_path: Path
         }
 
 
+def test_a_file_written_over_in_place_ends_the_states_that_stand_for_it(tmp_path: Path) -> None:
+    """As some tools restore a backup: the folder does not tell, the file does."""
+    put(tmp_path, "base", ("ann", T0 + MINUTE))
+    view = events()
+    with store_of(tmp_path, view) as store:
+        store.compute(end=T0 + 10 * HOUR, now=NOW)
+        path = store.offline.path(view, store.offline.partitions(view)[5].window)
+        before = path.read_bytes()
+        put(tmp_path, "late", ("ann", T0 + 5 * HOUR + MINUTE))
+        store.compute(changed=True, now=NOW)
+        keep(store, view, 8)
+        time.sleep(0.1)
+        assert newest_state(view, store.offline, to_micros(NOW)) is not None
+        time.sleep(0.1)
+        path.write_bytes(before)
+        assert newest_state(view, store.offline, to_micros(NOW)) is None
+        with duckdb.connect() as connection:
+            configure(connection)
+            ((_, newest, *_),) = connection.sql(NewestRows.at(view, store.offline, NOW).rows().sql or "").fetchall()
+        assert newest == (T0 + MINUTE).replace(tzinfo=None)
+
+
 def test_what_is_newest_is_read_from_a_state_and_what_came_after(tmp_path: Path) -> None:
     """However long the history is: the state's file and the partitions since, counted as they are opened."""
     fill(tmp_path)

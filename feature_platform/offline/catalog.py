@@ -111,6 +111,16 @@ class Catalog:
 
         return self._unbroken(ask)
 
+    def look_again(self, where: str = "true", parameters: Sequence[object] = ()) -> None:
+        """Look at the files of partitions one by one: what was written over in place changed no folder."""
+        sql = f"select distinct file from current where {where}"
+
+        def ask() -> None:
+            self._refresh()
+            self._forget_changed({row[0] for row in self._open().execute(sql, parameters)})
+
+        self._unbroken(ask)
+
     def superseded(self, *, before: float) -> list[str]:
         """Return the files of which no partition is read, since files that were written before a moment (Unix time) hold them all."""
         sql = """

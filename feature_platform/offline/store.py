@@ -189,6 +189,11 @@ class OfflineStore:
             of_other_definitions=others or 0,
         )
 
+    def look_again(self, view: FeatureView, *, ended_by: int) -> None:
+        """Look at each file whose windows end at or before a time, UTC microseconds, whether it is the one that is known."""
+        if self.folder(view).is_dir():
+            self.catalog(view).look_again('shape = ? and "end" <= ?', [shape_of(view), ended_by])
+
     def catalog(self, view: FeatureView) -> Catalog:
         """Return what the footers of a view's files say."""
         with self._opening:
