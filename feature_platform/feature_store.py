@@ -287,7 +287,7 @@ class FeatureStore:
         asked = requested_windows(view, start, end, now)
         if not changed and (start is not None or end is not None):
             return asked
-        pending = pending_windows(view, self.offline, source_files(view, self.settings.root), now)
+        pending = pending_windows(view, self.offline, source_files(view, self.settings.root, self.offline.source_footers), now)
         # Among the missing is what was rejected, and has other files, another query or other expectations now.
         if not changed:
             return sorted({*due_windows(view, self.offline, now), *pending.missing})

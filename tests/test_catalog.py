@@ -19,6 +19,7 @@ from opened_files import opened_files
 
 from feature_platform import Feature, FeatureStore, FeatureView, ParquetSource
 from feature_platform.dtypes import to_micros
+from feature_platform.offline.catalog import Catalog
 from feature_platform.offline.partition import Partition
 from feature_platform.offline.store import OfflineStore
 from feature_platform.windows import Window
@@ -109,9 +110,8 @@ def test_a_catalog_is_as_good_as_the_folder(tmp_path: Path) -> None:
                     path.write_bytes(path.read_bytes())  # in place: no name changes
             case _:
                 store.catalog(view).close()
-        fresh = OfflineStore(tmp_path / "data")
-        fresh.catalog(view)._path = tmp_path / f"fresh{noise.random()}.sqlite"
-        expected = [(one.window, one.generation) for one in fresh.partitions(view)]
+        fresh = Catalog(store.folder(view), tmp_path / f"fresh{noise.random()}.sqlite")
+        expected = [(one.window, one.generation) for one in fresh.partitions()]
         assert [(one.window, one.generation) for one in store.partitions(view)] == expected
         assert {one.key for one, _ in expected} == {one.stem for one in folder.glob("*.parquet")}
 

@@ -191,7 +191,7 @@ def test_what_was_rejected_waits_until_something_changes(tmp_path: Path) -> None
 
     def look(view: FeatureView) -> tuple[int, int]:
         with store_of(tmp_path, view) as store:
-            pending = pending_windows(view, store.offline, source_files(view, tmp_path), T0 + HOUR)
+            pending = pending_windows(view, store.offline, source_files(view, tmp_path, store.offline.source_footers), T0 + HOUR)
             return len(pending.due), len(pending.rejected)
 
     with store_of(tmp_path, view) as store:

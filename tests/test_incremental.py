@@ -70,7 +70,7 @@ steps = st.lists(
     st.one_of(
         st.builds(Step, st.just("write"), st.integers(0, 3), st.lists(rows, min_size=1, max_size=6)),
         st.builds(Step, st.just("remove"), st.integers(0, 3)),
-        st.builds(Step, st.just("compute"), first=st.integers(0, HOURS - 1), length=st.integers(1, 4)),
+        st.builds(Step, st.just("compute"), first=st.integers(0, HOURS - 1), length=st.integers(1, HOURS)),
         st.builds(Step, st.just("compute"), first=st.integers(0, HOURS - 1), length=st.integers(1, 4)),
         st.builds(Step, st.just("expect"), first=st.integers(0, HOURS - 1), length=st.integers(1, 4)),
         st.builds(Step, st.just("lose"), first=st.integers(0, HOURS - 1)),

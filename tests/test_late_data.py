@@ -52,7 +52,7 @@ def event(**options: Any) -> FeatureView:
 def look(store: FeatureStore, now: datetime = NOW) -> Pending:
     """Return what is pending of the one view."""
     view = store.registry.view("counts")
-    return pending_windows(view, store.offline, source_files(view, store.settings.root), now)
+    return pending_windows(view, store.offline, source_files(view, store.settings.root, store.offline.source_footers), now)
 
 
 def run(store: FeatureStore, windows: Sequence[Window], now: datetime = NOW) -> list[PartitionReport]:

@@ -519,7 +519,7 @@ def test_a_connection_is_closed_when_its_step_fails() -> None:
 
 def due(project: Project, view: FeatureView, now: datetime) -> list[str]:
     """Return the keys of the windows that a view's sensor would ask for."""
-    files = source_files(view, project.settings.root)
+    files = source_files(view, project.settings.root, project.store.source_footers)
     return [key_of(view, window) for window in pending_windows(view, project.store, files, now).due]
 
 

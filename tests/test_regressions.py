@@ -63,7 +63,7 @@ def events(**options: Any) -> FeatureView:
 def look(store: FeatureStore, now: datetime) -> Pending:
     """Return what is pending of the one view."""
     view = store.registry.view("counts")
-    return pending_windows(view, store.offline, source_files(view, store.settings.root), now)
+    return pending_windows(view, store.offline, source_files(view, store.settings.root, store.offline.source_footers), now)
 
 
 def hours(windows: list[Window]) -> list[int]:
@@ -383,7 +383,7 @@ def test_a_file_that_changes_while_its_window_is_computed_is_marked_later(projec
     now = START + DAY
     with FeatureStore(project.registry, project.settings) as store:
         store.compute(start=START, end=now, now=now)
-    pending = pending_windows(view, project.store, source_files(view, project.settings.root), now)
+    pending = pending_windows(view, project.store, source_files(view, project.settings.root, project.store.source_footers), now)
     assert [window.start for window in pending.waiting] == [START]
     marks = json.loads(evaluate(project, "late_data", cursors[0]).cursor or "{}")["views"]["hooked"]
     assert marks["waiting"] == 1
@@ -397,7 +397,7 @@ def test_a_rejected_window_whose_first_run_died_unreported_is_not_asked_for_with
         project.instance.wipe_assets([feature_key(few, feature)])  # as if the run had been killed between its file and its report
     write_day(project.settings.root, START, users=("ann", "bob", "ann"))
     assert not project.run(*(feature_key(few, feature) for feature in few.feature_by_name), first=key(0)).success
-    pending = pending_windows(few, project.store, source_files(few, project.settings.root), START + DAY)
+    pending = pending_windows(few, project.store, source_files(few, project.settings.root, project.store.source_footers), START + DAY)
     assert (len(pending.rejected), pending.due) == (1, [])
     assert project.tick(few, START + DAY) == []
 

@@ -185,7 +185,7 @@ def status(project: Project, *, now: datetime | None) -> None:
     found = [
         {
             **_view_status(view, offline.partitions(view), offline.generation(view), metas.get(view.name)),
-            **_pending_status(pending_windows(view, offline, source_files(view, project.settings.root), moment)),
+            **_pending_status(pending_windows(view, offline, source_files(view, project.settings.root, offline.source_footers), moment)),
         }
         for view in views
     ]

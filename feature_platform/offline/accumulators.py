@@ -139,6 +139,11 @@ class Layout:
         wanted = (aggregate.window, self.condition(aggregate), None if kind == "rows" else self.column(aggregate), kind)
         return next(one.name for one in self.accumulators if (one.window, one.condition, one.column, one.kind) == wanted)
 
+    @property
+    def row_bytes(self) -> int:
+        """About what a row of results takes in memory."""
+        return 16 * (2 + len(self.aggregates) + len(self.accumulators))
+
     @cached_property
     def hash(self) -> str:
         """16 hex digits: files of another layout are not built upon."""

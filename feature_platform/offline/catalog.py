@@ -10,31 +10,30 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_platform.offline.partition import METADATA_KEY, SEVERAL_KEY, Partition
+from feature_platform.offline.sqlite_cache import SqliteCache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    import sqlite3
+    from collections.abc import Iterable, Sequence
 
 __all__ = ["COMPACTED", "Catalog"]
 
 COMPACTED: Final = "_compacted"
 """Folder of the files that hold several windows each."""
-_T = TypeVar("_T")
 _VERSION: Final = 1
 # A file system's clock may stand still for some milliseconds: what changed just now may change again unseen.
 _SETTLED_NANOSECONDS: Final = 50_000_000
-_TABLES: Final = f"""
+_TABLES: Final = """
 create table files (file text primary key, inode integer, mtime integer, size integer) without rowid;
 create table partitions (
     name text, file text, start integer, "end" integer, generation integer, is_full integer, shape text, definition text,
@@ -47,8 +46,7 @@ create index footers_by_file on footers (file);
 create index by_start on partitions (start) where is_current;
 create index by_end on partitions ("end") where is_current;
 create index by_generation on partitions (generation) where is_current;
-create view current as select * from partitions where is_current;
-pragma user_version = {_VERSION};
+create view current as select * from partitions where is_current
 """
 # Of two files that hold one writing of a window the compacted one is read: '_' sorts after digits.
 _CHOOSE: Final = """
@@ -70,16 +68,12 @@ class Catalog:
     """
 
     def __init__(self, folder: Path, path: Path) -> None:
-        self._folder, self._path = folder, path
-        self._connection: sqlite3.Connection | None = None
-        self._lock = threading.RLock()
+        self._folder = folder
+        self._cache = SqliteCache(path, _TABLES, _VERSION)
 
     def close(self) -> None:
         """Close the file; using the catalog again opens it again."""
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+        self._cache.close()
 
     def partitions(self, where: str = "true", parameters: Sequence[object] = ()) -> list[Partition]:
         """
@@ -95,21 +89,21 @@ class Catalog:
         def ask() -> list[Partition]:
             while True:
                 self._refresh()
-                found = [_DECODER.decode(row[0]) for row in self._open().execute(sql, parameters)]
+                found = [_DECODER.decode(row[0]) for row in self._cache.open().execute(sql, parameters)]
                 if not self._forget_changed({one.file for one in found}):
                     return found
 
-        return self._unbroken(ask)
+        return self._cache.unbroken(ask)
 
     def facts(self, columns: str, where: str = "true", parameters: Sequence[object] = ()) -> tuple[int | None, ...]:
         """Return aggregates over partitions, as `partitions` would return them."""
 
         def ask() -> tuple[int | None, ...]:
             self._refresh()
-            row: tuple[int | None, ...] = self._open().execute(f"select {columns} from current where {where}", parameters).fetchone()
+            row: tuple[int | None, ...] = self._cache.open().execute(f"select {columns} from current where {where}", parameters).fetchone()
             return row
 
-        return self._unbroken(ask)
+        return self._cache.unbroken(ask)
 
     def look_again(self, where: str = "true", parameters: Sequence[object] = ()) -> None:
         """Look at the files of partitions one by one: what was written over in place changed no folder."""
@@ -117,9 +111,9 @@ class Catalog:
 
         def ask() -> None:
             self._refresh()
-            self._forget_changed({row[0] for row in self._open().execute(sql, parameters)})
+            self._forget_changed({row[0] for row in self._cache.open().execute(sql, parameters)})
 
-        self._unbroken(ask)
+        self._cache.unbroken(ask)
 
     def superseded(self, *, before: float) -> list[str]:
         """Return the files of which no partition is read, since files that were written before a moment (Unix time) hold them all."""
@@ -135,9 +129,9 @@ class Catalog:
 
         def ask() -> list[str]:
             self._refresh()
-            return [row[0] for row in self._open().execute(sql, [int(before * 1e9)])]
+            return [row[0] for row in self._cache.open().execute(sql, [int(before * 1e9)])]
 
-        return self._unbroken(ask)
+        return self._cache.unbroken(ask)
 
     @property
     def has_overlaps(self) -> bool:
@@ -147,11 +141,11 @@ class Catalog:
             self._refresh()
             return bool(self._fact("has_overlaps"))
 
-        return self._unbroken(ask)
+        return self._cache.unbroken(ask)
 
     def is_current(self) -> bool:
         """Say whether nobody changed the folder since it was looked at."""
-        return self._unbroken(self._is_current)
+        return self._cache.unbroken(self._is_current)
 
     def put(self, file: Path, *, was_current: bool) -> None:
         """
@@ -161,10 +155,10 @@ class Catalog:
             file: Its path.
             was_current: Whether the catalog was before; else what others changed is looked for the next time.
         """
-        self._unbroken(lambda: self._put(file, was_current=was_current))
+        self._cache.unbroken(lambda: self._put(file, was_current=was_current))
 
     def _put(self, file: Path, *, was_current: bool) -> None:
-        with self._writing() as connection:
+        with self._cache.writing() as connection:
             name = str(file.relative_to(self._folder))
             self._read(connection, name, _identity(file))
             connection.execute(f"{_CHOOSE} where name in (select name from partitions where file = ?)", [name])
@@ -180,18 +174,6 @@ class Catalog:
             if was_current:
                 self._note(*self._changed_at())
 
-    def _unbroken(self, ask: Callable[[], _T]) -> _T:
-        """Ask the file, and once more a new one where it turns out to be broken: of a disk that lost some of it."""
-        with self._lock:
-            try:
-                return ask()
-            except sqlite3.OperationalError:
-                raise  # not that
-            except sqlite3.DatabaseError:
-                self.close()
-                self._path.unlink(missing_ok=True)
-                return ask()
-
     def _is_current(self) -> bool:
         return [self._fact("folder"), self._fact(COMPACTED)] == self._changed_at()
 
@@ -199,7 +181,7 @@ class Catalog:
         """Look for files that came, went or changed, where the folder says that something did."""
         if self._is_current():
             return
-        with self._writing() as connection:
+        with self._cache.writing() as connection:
             changed_at = self._changed_at()
             now = time.time_ns()
             present = _listed(self._folder)
@@ -245,7 +227,7 @@ class Catalog:
 
     def _forget_changed(self, files: Iterable[str]) -> bool:
         """Forget the files that are not those that were read any more; say whether there are any."""
-        connection = self._open()
+        connection = self._cache.open()
         asked = list(files)
         known: dict[str, tuple[int, ...]] = {}
         for at in range(0, len(asked), 500):
@@ -254,73 +236,24 @@ class Catalog:
             known |= {file: tuple(rest) for file, *rest in connection.execute(sql, some)}
         changed = [file for file in asked if known.get(file) != _identity(self._folder / file)]
         if changed:
-            with self._writing():
+            with self._cache.writing():
                 connection.executemany("delete from files where file = ?", [[file] for file in changed])
                 self._note(-1, -1)
         return bool(changed)
-
-    def _open(self) -> sqlite3.Connection:
-        if self._connection is None:
-            try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._connection = _connect(self._path)
-            except (OSError, sqlite3.OperationalError):
-                self._connection = _connect(None)
-        return self._connection
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        connection = self._open()
-        if connection.in_transaction:
-            yield connection
-            return
-        connection.execute("begin immediate")
-        try:
-            yield connection
-        except BaseException:
-            connection.rollback()
-            raise
-        connection.commit()
 
     def _changed_at(self) -> list[int]:
         return [_changed_at(self._folder), _changed_at(self._folder / COMPACTED)]
 
     def _fact(self, name: str) -> int | None:
-        row = self._open().execute("select value from facts where name = ?", [name]).fetchone()
+        row = self._cache.open().execute("select value from facts where name = ?", [name]).fetchone()
         return None if row is None else int(row[0])
 
     def _set_fact(self, name: str, value: int) -> None:
-        self._open().execute("insert or replace into facts values (?, ?)", [name, int(value)])
+        self._cache.open().execute("insert or replace into facts values (?, ?)", [name, int(value)])
 
     def _note(self, folder: int, compacted: int) -> None:
         self._set_fact("folder", folder)
         self._set_fact(COMPACTED, compacted)
-
-
-def _connect(path: Path | None) -> sqlite3.Connection:
-    """Open a catalog, made where it is not there; in memory without a path."""
-    connection = sqlite3.connect(path or ":memory:", timeout=60, isolation_level=None, check_same_thread=False)
-    try:
-        # Nothing is lost with it, so a commit does not wait for the disk (0.3 ms instead of 1.5). No write-ahead log: machines that
-        # share a folder share no memory.
-        connection.execute("pragma journal_mode = truncate")
-        connection.execute("pragma synchronous = off")
-        connection.execute("begin immediate")  # also what tells a read-only file
-        try:
-            version = connection.execute("pragma user_version").fetchone()[0]
-            if version != _VERSION:
-                for kind, name in connection.execute("select type, name from sqlite_schema where type in ('table', 'view')").fetchall():
-                    connection.execute(f'drop {kind} "{name}"')
-                for statement in _TABLES.split(";\n"):
-                    connection.execute(statement)
-        except BaseException:
-            connection.rollback()
-            raise
-        connection.commit()
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 def _delete(connection: sqlite3.Connection, file: str) -> None:

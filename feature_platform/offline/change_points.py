@@ -173,18 +173,26 @@ class ChangePoints:
         conditions = sorted({one.condition for one in self.layout.accumulators if one.window == length})
         return "(" + " or ".join(f"e.__counts{index}" for index in conditions) + ")"
 
+    @property
+    def accumulators(self) -> str:
+        """The columns of the running totals, as a SQL list."""
+        return ", ".join(one.name for one in self.layout.accumulators)
+
     def running(self, deltas: str, base: str | None) -> str:
         """
         Return the SELECT of the accumulators at each change point.
 
         Args:
             deltas: A SELECT as of `deltas`.
-            base: A SELECT of what the keys of the deltas had before the first of them; None where they had nothing.
+            base: A SELECT of our keys and what they had at the end before the first delta; None where they had nothing.
         """
-        everything = deltas if base is None else f"{deltas}\nunion all by name\n{base}"
-        if (
-            self.keys and base is not None and self.ends.times[1:] == self.ends.times[-1:]
-        ):  # one window: nothing runs, and nothing need be sorted
+        is_one = self.ends.times[1:] == self.ends.times[-1:]
+        if base is None:
+            everything = deltas
+        else:
+            totals = ", ".join(f"cast({one.name} as {one.summed}) as {one.name}" for one in self.layout.accumulators)
+            everything = f"{deltas}\nunion all by name\nselect {self._listed()}{self.ends.after} as __end, {totals} from ({base})"
+        if self.keys and base is not None and is_one:  # nothing runs, and nothing need be sorted
             sums = ", ".join(f"sum({one.name}) as {one.name}" for one in self.layout.accumulators)
             grouped = f"\ngroup by {', '.join(self.keys)}"
             return f"select {self._listed()}{self.ends.times[-1]}::bigint as __end, {sums}\nfrom ({everything}){grouped}"

@@ -78,11 +78,12 @@ def compute_windows(
             raise WindowError(message)
     configure(connection)
     # Before any row is read: files that change meanwhile are another fingerprint, and the next look sees it.
-    inputs = fingerprints(view, source_files(view, root), _with_predecessors(view, ordered), now)
+    files = source_files(view, root, store.source_footers)
+    inputs = fingerprints(view, files, _with_predecessors(view, ordered), now)
     writer = PartitionWriter(connection, view, store, to_micros(now), run_id, inputs)
     compute = aggregate_windows if view.kind is ViewKind.AGGREGATE else query_windows
     reports: list[PartitionReport] = []
-    with source_views(connection, view, root) as sources:
+    with source_views(connection, view, root, files) as sources:
         for report in compute(writer, sources, ordered):
             reports.append(report)
             if progress:

@@ -11,7 +11,9 @@ import os
 import secrets
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -42,6 +44,7 @@ __all__ = ["HistoricalFeatures"]
 Connect: TypeAlias = Callable[[], contextlib.AbstractContextManager[duckdb.DuckDBPyConnection]]
 Progress: TypeAlias = Callable[[str, int, int], None]
 _MOST_FOLDERS = 10_000
+_WAITING_TABLES = 8
 
 
 class HistoricalFeatures:
@@ -142,8 +145,7 @@ class HistoricalFeatures:
                     _write_folders(temporary, schema, written, partition_by)
                 else:
                     with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-                        for table in written:
-                            writer.write_table(table)
+                        _write_behind(writer, written)
             sha256 = file_sha256(temporary) if card else ""
             _put_in_place(temporary, target)
             if given is not None:
@@ -273,6 +275,20 @@ def _counted(tables: Iterable[pa.Table], read: _Read, progress: Progress | None)
         read.written += table.num_rows
         if progress:
             progress("writing", read.written, read.rows)
+
+
+def _write_behind(writer: pq.ParquetWriter, tables: Iterable[pa.Table]) -> None:
+    """Write tables in their order, in a thread, while those after them are made."""
+    waiting: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        try:
+            for table in tables:
+                waiting.append(thread.submit(writer.write_table, table))
+                if len(waiting) > _WAITING_TABLES:
+                    waiting.popleft().result()
+        finally:
+            while waiting:
+                waiting.popleft().result()
 
 
 def _write_folders(folder: Path, schema: pa.Schema, tables: Iterable[pa.Table], partition_by: Sequence[str]) -> None:

@@ -1,132 +1,35 @@
 """
-The files of a view's sources: which of them a window reads, and whether they are still those that it was computed from.
+The source files that a window reads, and whether they are still those that it was computed from.
 
-Knows files, and the ranges of time in their footers. Knows nothing of what a query makes of their rows.
+Knows what is remembered of files. Opens none, and knows nothing of what a query makes of their rows.
 """
 
 from __future__ import annotations
 
-import glob
-import hashlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, time
-from functools import lru_cache
+from datetime import UTC, datetime
 from itertools import accumulate
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from feature_platform.dtypes import MICROSECOND
-from feature_platform.model import FeatureView, ParquetSource
+from feature_platform.model import FeatureView
+from feature_platform.offline.source_footers import SourceFile
 from feature_platform.windows import WHOLE, Window, reads_from
 
-__all__ = ["SourceFile", "files_of", "fingerprints", "source_files"]
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from feature_platform.offline.source_footers import SourceFooters
+
+__all__ = ["SourceFile", "fingerprints", "source_files"]
 
 _MODULUS = 1 << 64
-_EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+_EARLIEST = datetime.min.replace(tzinfo=UTC)
 
 
-@dataclass(frozen=True)
-class SourceFile:
-    """
-    One file of a source.
-
-    Attributes:
-        source: Name of the source.
-        path: Relative to the project folder, where it lies in it.
-        identity: Size, time of the last write and inode: another one means other content.
-        spans: Least and greatest time of each of its row groups; None where a footer does not say.
-        created_from: The earliest time that one of its rows was known; None where the footer does not say, or a row does not.
-        is_static: Whether its rows have no time at all.
-    """
-
-    source: str
-    path: str
-    identity: tuple[int, int, int]
-    spans: tuple[tuple[datetime, datetime], ...] | None
-    created_from: datetime | None
-    is_static: bool
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.identity[0]
-
-    @property
-    def newest(self) -> datetime | None:
-        """The greatest time of its rows, as far as its footer says."""
-        return max((high for _, high in self.spans), default=None) if self.spans else None
-
-    @property
-    def fingerprint(self) -> int:
-        """64 bits that stand for the file."""
-        text = repr((self.source, self.path, self.identity))
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-
-
-def source_files(view: FeatureView, root: Path) -> list[SourceFile]:
+def source_files(view: FeatureView, root: Path, footers: SourceFooters) -> list[SourceFile]:
     """Return the files of a view's sources that exist now; one that is being written is left for the next look."""
-    return [file for source in view.sources for file in files_of(source, root)]
-
-
-def files_of(source: ParquetSource, root: Path) -> list[SourceFile]:
-    """Return the files of a source that exist now."""
-    found: list[SourceFile] = []
-    pattern = str(Path(glob.escape(str(root))) / source.path)
-    for path in sorted(glob.glob(pattern, recursive=True)):
-        try:
-            stat = Path(path).stat()
-            found.append(_file(source, path, str(root), (stat.st_size, stat.st_mtime_ns, stat.st_ino)))
-        except (OSError, pa.ArrowInvalid):
-            continue  # gone, or being written
-    return found
-
-
-@lru_cache(maxsize=100_000)
-def _file(source: ParquetSource, path: str, root: str, identity: tuple[int, int, int]) -> SourceFile:
-    relative = str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path
-    if source.timestamp is None:
-        return SourceFile(source.name, relative, identity, None, None, is_static=True)
-    metadata = pq.read_metadata(path)
-    spans = _statistics(metadata, source.timestamp)
-    created = _statistics(metadata, source.created_timestamp, without_nulls=True) if source.created_timestamp else None
-    created_from = min((low for low, _ in created), default=None) if created else None
-    # Finer units round up when they are read (law L5).
-    padded = None if spans is None else tuple((low, high + min(MICROSECOND, _LATEST - high)) for low, high in spans)
-    return SourceFile(source.name, relative, identity, padded, created_from, is_static=False)
-
-
-def _statistics(metadata: Any, column: str, *, without_nulls: bool = False) -> list[tuple[datetime, datetime]] | None:  # noqa: ANN401 - pyarrow has no types
-    """Return the least and greatest time of each row group; None where one does not say."""
-    names = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
-    if column not in names:
-        return None
-    place, spans = names.index(column), list[tuple[datetime, datetime]]()
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        statistics = group.column(place).statistics
-        if statistics is not None and statistics.has_null_count and statistics.null_count == group.num_rows and not without_nulls:
-            continue  # rows without a time are in no window
-        if statistics is None or not statistics.has_min_max or (without_nulls and statistics.null_count):
-            return None
-        try:
-            low, high = _instant(statistics.min), _instant(statistics.max)
-        except (ValueError, OverflowError):  # a time that Python's calendar does not reach
-            return None
-        if low is None or high is None:
-            return None
-        spans.append((low, high))
-    return spans
-
-
-def _instant(value: object) -> datetime | None:
-    if isinstance(value, datetime):
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-    return datetime.combine(value, time(), UTC) if isinstance(value, date) else None
+    return [file for source in view.sources for file in footers.files(source, root)]
 
 
 def fingerprints(view: FeatureView, files: Iterable[SourceFile], windows: Sequence[Window], now: datetime) -> dict[Window, str]:

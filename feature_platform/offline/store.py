@@ -27,6 +27,7 @@ from feature_platform.dtypes import to_micros
 from feature_platform.model import FeatureView
 from feature_platform.offline.catalog import COMPACTED, Catalog
 from feature_platform.offline.partition import METADATA_KEY, TOMBSTONE, Partition, shape_of
+from feature_platform.offline.source_footers import SourceFooters
 from feature_platform.windows import Window, utc
 
 __all__ = ["METADATA_KEY", "TOMBSTONE", "Attempt", "OfflineStore", "Partition", "Summary"]
@@ -93,11 +94,13 @@ class OfflineStore:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
+        self.source_footers = SourceFooters(self.root / "_catalog" / "_sources.sqlite")
         self._catalogs: dict[str, Catalog] = {}
         self._opening = threading.Lock()
 
     def close(self) -> None:
         """Close the catalogs; using the store again opens them again."""
+        self.source_footers.close()
         for catalog in self._catalogs.values():
             catalog.close()
 

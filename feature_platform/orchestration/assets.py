@@ -168,7 +168,7 @@ def _compute(
     partitions = store.partitions(view)
     return Outcome(
         reports,
-        pending_windows(view, store, source_files(view, settings.root), now),
+        pending_windows(view, store, source_files(view, settings.root, store.source_footers), now),
         find_problems(connection, view, reports, store),
         refused,
         {feature: find_unusual(feature, reports, partitions) for feature in view.feature_by_name},
@@ -187,7 +187,7 @@ def _done_before(
         runs |= {one.run_id for one in group[1]} if group else set()
     elif not context.retry_number:
         return []
-    current = fingerprints(view, source_files(view, settings.root), sorted(windows), datetime.now(UTC))
+    current = fingerprints(view, source_files(view, settings.root, store.source_footers), sorted(windows), datetime.now(UTC))
     done: list[PartitionReport] = []
     for window in windows:
         partition, attempt = store.partition(view, window), store.attempt(view, window)

@@ -125,7 +125,7 @@ def _due(instance: dg.DagsterInstance, view: FeatureView, store: OfflineStore, s
 
     The command line's files are not among those: they name no run.
     """
-    pending = pending_windows(view, store, source_files(view, settings.root), now)
+    pending = pending_windows(view, store, source_files(view, settings.root, store.source_footers), now)
     due, waits = pending.due, set(pending.rejected)
     written = {key_of(view, one.window): one.window for one in store.partitions(view) if one.run_id and one.window not in waits}
     if not written:

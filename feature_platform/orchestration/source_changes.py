@@ -16,7 +16,7 @@ import msgspec
 
 from feature_platform.model import FeatureView
 from feature_platform.offline.due import Pending, pending_windows
-from feature_platform.offline.inputs import SourceFile, files_of, source_files
+from feature_platform.offline.inputs import SourceFile, source_files
 from feature_platform.offline.store import OfflineStore
 from feature_platform.orchestration.automation import nothing_due, remembered, run_requests
 from feature_platform.orchestration.reporting import late_data_evaluations
@@ -77,7 +77,7 @@ def update_sensor(view: FeatureView, job: dg.UnresolvedAssetJobDefinition, setti
     )
     def look(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         now = datetime.now(UTC)
-        files = source_files(view, settings.root)
+        files = source_files(view, settings.root, store.source_footers)
         if not files:
             return dg.SensorResult(skip_reason=f"{view.name}: its sources have no files yet.")
         due = pending_windows(view, store, files, now).due
@@ -117,7 +117,7 @@ def late_data_sensor(
     def look(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         now = datetime.now(UTC)
         before = remembered(context.cursor, _Seen)
-        files = {name: files_of(source, settings.root) for name, source in registry.sources.items()}
+        files = {name: store.source_footers.files(source, settings.root) for name, source in registry.sources.items()}
         seen = _Seen({name: _digest(its) for name, its in files.items()})
         changed = {name for name, digest in seen.sources.items() if digest != before.sources.get(name)}
         events: list[Any] = [_observation(registry, name, files[name]) for name in sorted(changed)]
