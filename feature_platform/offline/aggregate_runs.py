@@ -28,7 +28,9 @@ from feature_platform.offline.contract import RESULT
 from feature_platform.offline.history import stored_rows
 from feature_platform.offline.inputs import fingerprints
 from feature_platform.offline.kept_states import newest_state
+from feature_platform.offline.middles import make_middle
 from feature_platform.offline.query import explaining, first_row, parquet, quote, timestamp
+from feature_platform.offline.redone import Block, Redone
 from feature_platform.offline.store import TOMBSTONE, Partition
 from feature_platform.windows import Window, adjacent, grid_of, reads_from
 
@@ -50,7 +52,8 @@ _POINTS: Final = "temp.feature_platform__points"
 _REDONE: Final = "temp.feature_platform__redone"
 _TOTALS: Final = "temp.feature_platform__totals"
 _NEXT: Final = "temp.feature_platform__next"
-_TABLES: Final = (_EVENTS, _DELTAS, _POINTS, _REDONE, _TOTALS, _NEXT, f"temp.{RESULT}")
+_MIDDLE: Final = "temp.feature_platform__middle"
+_TABLES: Final = (_EVENTS, _DELTAS, _POINTS, _REDONE, _TOTALS, _NEXT, _MIDDLE, f"temp.{RESULT}")
 
 # Windows are computed some at a time, so that a run of any length is held in little memory: as many as the rows of those before
 # them let expect to fit, beginning with few.
@@ -100,11 +103,17 @@ def _run(
         latest = chain[-1].newest_source_timestamp if chain else None
         # What starts from nothing has a row for every key in its first window, which tells nothing of those after it.
         wanted = _FIRST_WINDOWS if chain else 1
+        block: Block | None = None
         while done < len(run):
-            started, some = time.perf_counter(), run[done : done + wanted]
+            started, some, before = time.perf_counter(), run[done : done + wanted], block
+            if layout.redone:
+                block = Block.of(some[0], max(one.window for one in layout.redone))
+                some = [window for window in some if block.holds(window)]
             with explaining(f"view {view.name!r}"):
-                computation = _Computation(writer, sources, layout, some, chain, is_first=done == 0, is_last=done + len(some) == len(run))
-                computation.compute()
+                computation = _Computation(
+                    writer, sources, layout, some, chain, block, is_first=done == 0, is_last=done + len(some) == len(run)
+                )
+                computation.compute(has_middle=block == before)
                 newest, dropped = computation.read_by_end(latest)
                 rows, latest = first_row(connection, f"select count(*) from temp.{RESULT}")[0], newest[-1]
             seconds = (time.perf_counter() - started) / len(some)
@@ -203,6 +212,7 @@ class _Computation:
     layout: Layout
     run: Sequence[Window]
     chain: Sequence[Partition]
+    block: Block | None
     is_first: bool
     is_last: bool
 
@@ -226,8 +236,13 @@ class _Computation:
     def _create(self, table: str, select: str) -> None:
         self._connection.execute(f"create or replace {table.replace('temp.', 'temp table ')} as {select}")
 
-    def compute(self) -> None:
-        """Fill the table of results; unless these windows are the last, leave the running totals that the next ones build on, too."""
+    def compute(self, *, has_middle: bool) -> None:
+        """
+        Fill the table of results; unless these windows are the last, leave the running totals that the next ones build on, too.
+
+        Args:
+            has_middle: Whether the table of the block's middle is there from the windows before.
+        """
         points = self._points
         points.ends.register(self._connection)
         if self.is_first and self.chain and not self.is_last:
@@ -235,7 +250,10 @@ class _Computation:
         running = self._running(points)
         if self.layout.redone:
             self._create(_POINTS, running)
-            self._redo(points, self.layout.redone)
+            redone = Redone(points, self.layout.redone, self.block)
+            if redone.shared and not has_middle:
+                make_middle(self.writer, self.sources, redone, _MIDDLE, keep=self.is_last)
+            self._redo(redone)
             self._create(f"temp.{RESULT}", points.rows(_POINTS, redone=_REDONE))
         else:
             self._create(f"temp.{RESULT}", points.rows(f"({running})", redone=None))
@@ -267,21 +285,11 @@ class _Computation:
             self.sources.show(reads_from(self._view, first), last.end)
             return points.running(points.deltas(points.events()), None)
         ranges = _joined([*((first.start - length, last.end - length) for length in self.layout.windows), (first.start, last.end)])
-        selects = [(low, high, "true") for low, high in ranges]
-        oldest = reads_from(self._view, first)
-        if self._view.sources[0].created_timestamp and len(ranges) > 1:
-            seen = " or ".join(f"(__time >= {to_micros(low)} and __time < {to_micros(high)})" for low, high in ranges)
-            selects.append((oldest, first.start, f"__known > {points.ends.after} and not ({seen})"))
-        if len(selects) == 1:
+        if len(ranges) == 1:
             self.sources.show(*ranges[0], known=last.end)
             events = points.events()
         else:
-            for index, (low, high, only) in enumerate(selects):
-                self.sources.show(low, high, known=last.end)
-                if index == 0:
-                    self._create(_EVENTS, points.events(only=only))
-                else:
-                    self._connection.execute(f"insert into {_EVENTS} {points.events(only=only)}")
+            self._read_events(points, ranges, late=points.ends.after)
             events = f"select * from {_EVENTS}"
         self._create(_DELTAS, points.deltas(events))
         if self.is_first and self.is_last:
@@ -290,19 +298,44 @@ class _Computation:
             base = f"select t.* from {_TOTALS} as t semi join {_DELTAS} as d on {points.same_keys('t', 'd')}"
         return points.running(f"select * from {_DELTAS}", base)
 
-    def _redo(self, points: ChangePoints, aggregates: Sequence[Aggregate]) -> None:
-        """Find the values of some aggregates at the points among all events of their keys."""
-        self.sources.show(reads_from(self._view, self.run[0]), self.run[-1].end)
-        same = points.same_keys("e", "p")
-        self._create(_EVENTS, f"select e.* from ({points.events()}) as e semi join {_POINTS} as p on {same}")
-        self._create(_REDONE, points.redo(aggregates, _POINTS, _EVENTS))
+    def _read_events(self, points: ChangePoints, ranges: Sequence[tuple[datetime, datetime]], *, late: int | None, of: str = "") -> None:
+        """
+        Fill the table of events.
+
+        Args:
+            points: Of the run.
+            ranges: The times of those that are read, apart from each other; the last range is up to the last end.
+            late: Those from before the last range that became known after it are read, too.
+            of: A semi join that leaves some keys.
+        """
+        last = self.run[-1]
+        selects = [(low, high, "true") for low, high in ranges]
+        if late is not None and self._view.sources[0].created_timestamp:
+            seen = " or ".join(f"(__time >= {to_micros(low)} and __time < {to_micros(high)})" for low, high in ranges)
+            selects.append((reads_from(self._view, self.run[0]), ranges[-1][0], f"__known > {late} and not ({seen})"))
+        for index, (low, high, only) in enumerate(selects):
+            self.sources.show(low, high, known=last.end)
+            events = f"select e.* from ({points.events(only=only)}) as e{of}"
+            if index == 0:
+                self._create(_EVENTS, events)
+            else:
+                self._connection.execute(f"insert into {_EVENTS} {events}")
+
+    def _redo(self, redone: Redone) -> None:
+        """Find the values of aggregates at the points among the events of their keys."""
+        first, last = to_micros(self.run[0].end), to_micros(self.run[-1].end)
+        ranges = _joined([(from_micros(low), from_micros(high)) for low, high in redone.ranges(first, last) if low < high])
+        late = redone.block.start if redone.block is not None and redone.shared else None
+        of = f" semi join {_POINTS} as p on {redone.points.same_keys('e', 'p')}"
+        self._read_events(redone.points, ranges, late=late, of=of)
+        self._create(_REDONE, redone.values(_POINTS, _EVENTS, _MIDDLE))
 
     def _repair(self, points: ChangePoints, inexact: str, aggregates: Sequence[Aggregate]) -> None:
         """Put in the sums and means of windows that hold values which no running total can."""
         view = self._view
         named = "".join(f"{quote(name)} as {key}, " for key, name in zip(points.keys, view.entity.join_keys, strict=True))
         self._create(_POINTS, f"select {named}epoch_us(event_timestamp) as __end from temp.{RESULT} where {inexact} <> 0")
-        self._redo(points, aggregates)
+        self._redo(Redone(points, aggregates, None))
         same = "".join(f" and t.{quote(name)} = r.{key}" for key, name in zip(points.keys, view.entity.join_keys, strict=True))
         values = ", ".join(f"{quote(one.name)} = r.{quote(one.name)}" for one in aggregates)
         self._connection.execute(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     import duckdb
 
-    from feature_platform.model import Aggregate, FeatureView
+    from feature_platform.model import FeatureView
 
 __all__ = ["ChangePoints", "Ends"]
 
@@ -210,7 +210,7 @@ class ChangePoints:
 
         Args:
             points: A table or SELECT in parentheses as of `running`.
-            redone: A table as of `redo`, of the values that have no running total.
+            redone: A table as of `Redone.values`, of the values that have no running total.
         """
         named = "".join(f"p.{key} as {quote(name)}, " for key, name in zip(self.keys, self.view.entity.join_keys, strict=True))
         values = [
@@ -226,43 +226,3 @@ class ChangePoints:
             f"{self.layout.is_empty} as {quote(TOMBSTONE)},\n{', '.join(hidden)}\nfrom {points} as p{joined}\n"
             f"order by {', '.join(['p.__end', *(f'p.{key}' for key in self.keys)])}"
         )
-
-    def redo(self, aggregates: Sequence[Aggregate], points: str, events: str) -> str:
-        """
-        Return the SELECT of the values of aggregates from all events inside: our keys, `__end`, each value by its feature's name.
-
-        Args:
-            aggregates: Which.
-            points: A table of keys and ends.
-            events: A table as of `events`, with all events of those keys in all windows.
-        """
-        longest = max(aggregate.window for aggregate in aggregates) // MICROSECOND
-        values = [f"{self._redone(one)} as {quote(one.name)}" for one in aggregates]
-        return (
-            f"select {self._listed('p.')}p.__end, {', '.join(values)}\nfrom {points} as p\n"
-            f"left join {events} as e on {self.same_keys('e', 'p')} and e.__known <= p.__end and e.__time >= p.__end - {longest}\n"
-            f"group by {self._listed('p.')}p.__end"
-        )
-
-    def _redone(self, aggregate: Aggregate) -> str:
-        value = f"e.__value{self.layout.column(aggregate)}"
-        inside = f"e.__time >= p.__end - {aggregate.window // MICROSECOND} and e.__counts{self.layout.condition(aggregate)}"
-        only, there = f"filter (where {inside})", f"filter (where {inside} and {value} is not null)"
-        # In one order, or the last bits of a sum would differ from run to run; fsum turns infinities into NaN.
-        total = f"fsum({value} order by e.__time, {value}) {only}"
-        total = f"case when isfinite({total}) then {total} else sum({value} order by e.__time, {value}) {only} end"
-        match aggregate.function:
-            case "sum":
-                result = f"coalesce({total}, 0)"
-            case "mean":
-                result = f"({total}) / nullif(count({value}) {only}, 0)"
-            case "count_distinct":
-                result = f"count(distinct {value}) {only}"
-            case "last_n":
-                result = f"list_slice(list({value} order by e.__time desc, {value} desc) {there}, 1, {aggregate.n})"
-            case "first" | "last":
-                extreme = "min" if aggregate.function == "first" else "max"
-                result = f"({extreme}({{'__at': e.__time, '__value': {value}}}) {there}).__value"
-            case function:
-                result = f"{function}({value}) {only}"
-        return f"cast({result} as {aggregate.type.duckdb})"
