@@ -402,6 +402,7 @@ def test_verify_tells_changed_code_and_changed_partitions(tmp_path: Path) -> Non
 
 def test_status_tells_what_is_online(project: Path, bare: Path) -> None:
     """Computed and pushed views are up to date; in a new project nothing is there, and no server is started to say so."""
+    fp_json(project, "materialize")
     views = fp_json(project, "status")["views"]
     assert all(view["windows"] > 0 and view["windows_stale"] == 0 for view in views)
     assert all(view["online_generation"] == view["generation"] for view in views)
