@@ -228,6 +228,43 @@ def test_far_off_times_are_answered(tmp_path: Path, year: int) -> None:
         assert answers(store, ["values:value", "days:value"], [at], full_feature_names=True)[0] == expected
 
 
+LAST_MICROS = 2**63 - 1  # as DuckDB, Postgres and Java write infinity
+ENDLESS = {
+    "infinity": (pa.timestamp("us"), LAST_MICROS, 1),
+    "minus-infinity": (pa.timestamp("us"), -LAST_MICROS, None),
+    "just-before-infinity": (pa.timestamp("us"), LAST_MICROS - 1, 1),
+    "just-after-minus-infinity": (pa.timestamp("us"), 1 - LAST_MICROS, None),
+    "infinity-in-a-zone": (pa.timestamp("us", tz="Asia/Kolkata"), LAST_MICROS, 1),
+    "infinity-in-nanoseconds-in-a-zone": (pa.timestamp("ns", tz="UTC"), LAST_MICROS, 1),
+    "infinity-in-nanoseconds": (pa.timestamp("ns"), LAST_MICROS, 1),
+    "minus-infinity-in-nanoseconds": (pa.timestamp("ns"), -LAST_MICROS, None),
+}
+
+
+@pytest.mark.parametrize(("kind", "endless", "expected"), ENDLESS.values(), ids=ENDLESS)
+def test_a_row_at_the_end_of_time_takes_nothing_from_the_others(
+    tmp_path: Path, kind: pa.DataType, endless: int, expected: int | None
+) -> None:
+    """Infinity is after everything and its opposite before; the rows beside it are answered, and explained, as without it."""
+    whole, aging = history_view(), history_view("aging", ttl=DAY, delay=HOUR)
+    daily = history_view("days", schedule="@daily", start=T0, delay=HOUR)
+    for view in (whole, aging, daily):
+        write(tmp_path, history([T0], [1]), view.name)
+    usual = pa.array([T0 + 2 * HOUR], MICROS).cast(pa.timestamp(kind.unit, tz=kind.tz)).cast(pa.int64())[0].as_py()
+    entity_df = pa.table({"user_id": ["ann"] * 2, "event_timestamp": pa.array([endless, usual], pa.int64()).cast(kind)})
+    with store_of(tmp_path, whole, aging, daily) as store:
+        store.compute(now=T0 + 2 * DAY)
+        names = ["values:value", "aging:value", "days:value"]
+        joined = store.get_historical_features(entity_df, names, full_feature_names=True, labels=["days:value"], label_delay=HOUR)
+        assert joined.features.to_pydict() == {
+            "values__value": [expected, 1],
+            "aging__value": [None, 1],
+            "days__value": [expected, 1],
+            "label_days__value": [None, 1],
+        }
+        assert [one.rows for one in joined.explain().views] == [1, 1, 1, 1]
+
+
 def test_a_null_key_or_time_finds_nothing(tmp_path: Path) -> None:
     """NULL matches nothing, not even NULL; the row stays."""
     with computed(tmp_path, history([T0, T0], [1, 2], users=["ann", None])) as store:

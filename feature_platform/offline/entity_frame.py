@@ -196,7 +196,7 @@ class GivenRows:
         name = f"extent_{secrets.token_hex(4)}"
         relation.create_view(name)
         try:
-            time = f"{floor_micros('event_timestamp', str(kinds['event_timestamp']))}::timestamp"
+            time = floor_micros("event_timestamp", str(kinds["event_timestamp"]))
             row = first_row(connection, f"select count(*), epoch_us(min({time})), epoch_us(max({time})) from {name}")
         finally:
             connection.execute(f"drop view {name}")

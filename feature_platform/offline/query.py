@@ -56,6 +56,8 @@ _FAMILIES: Final = {
     '"null"': "null",
     "sqlnull": "null",
 }
+_FIRST: Final = "timestamp '0001-01-01'"
+_LAST: Final = "timestamp '9999-12-31 23:59:59.999999'"
 
 
 def quote(identifier: str) -> str:
@@ -103,11 +105,17 @@ def to_micros_up(column: str, duckdb_type: str) -> str:
 
 
 def floor_micros(column: str, duckdb_type: str) -> str:
-    """Return SQL for an entity row's time as TIMESTAMP in UTC microseconds, finer units rounded down (law L5)."""
-    kind = duckdb_type.lower()
-    if "_ns" in kind:
-        return f"make_timestamp(epoch_ns({column}) // 1000 - (epoch_ns({column}) % 1000 < 0)::integer)"
-    return column if kind == "timestamp" else f"cast({column} as timestamp)"
+    """
+    Return SQL for an entity row's time as TIMESTAMP in UTC microseconds, finer units rounded down (law L5).
+
+    One that no datetime reaches, infinity among them, is the nearest that one does: DuckDB has no microseconds of infinity, and
+    no interval to add to the last of its own times.
+    """
+    time = floored = f"cast({column} as timestamp)"
+    if "_ns" in duckdb_type.lower():
+        time = f"{column}::timestamptz::timestamp"  # rounded, and the one way for both of DuckDB's types of nanoseconds
+        floored = f"make_timestamp(epoch_ns({column}) // 1000 - (epoch_ns({column}) % 1000 < 0)::integer)"
+    return f"case when {time} > {_LAST} then {_LAST} when {time} < {_FIRST} then {_FIRST} else {floored} end"
 
 
 def configure(connection: duckdb.DuckDBPyConnection, *, memory_limit: str | None = None, threads: int | None = None) -> None:

@@ -136,7 +136,7 @@ def load_spine(connection: duckdb.DuckDBPyConnection, relation: duckdb.DuckDBPyR
             raise EntityRowsError(message, field=name)
     columns = [f"row_number() over () - 1 as {ROW}"]  # in the order of the rows, which DuckDB keeps unless it is told not to
     columns += [f"cast({quote(name)} as {dtype.duckdb}) as {quote(name)}" for name, dtype in keys.items()]
-    columns.append(f"{floor_micros('event_timestamp', str(types['event_timestamp']))}::timestamp as {TIME}")
+    columns.append(f"{floor_micros('event_timestamp', str(types['event_timestamp']))} as {TIME}")
     spine = f"spine_{secrets.token_hex(4)}"
     relation.create_view(f"{spine}_rows", replace=True)
     try:
