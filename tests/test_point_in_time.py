@@ -567,6 +567,16 @@ def test_known_and_latest_differ_by_what_was_known(tmp_path: Path) -> None:
         assert answers(store, ["values:value"], times, as_of="latest") == latest
 
 
+@pytest.mark.parametrize("as_of", ["known", "latest"])
+def test_a_value_since_ever_wins_over_no_later_one(tmp_path: Path, as_of: Any) -> None:
+    """A row of minus infinity is the oldest of its key, however late it came to be known."""
+    source = ParquetSource("values", "source/values.parquet", timestamp="event_timestamp", created_timestamp="known_at")
+    at = pa.array([-LAST_MICROS, int(T0.timestamp() * 1_000_000)], pa.int64()).cast(pa.timestamp("us"))
+    table = pa.table({"user_id": ["ann"] * 2, "event_timestamp": at, "value": [1, 2], "known_at": instants(2 * HOUR, timedelta(0))})
+    with computed(tmp_path, table, source=source) as store:
+        assert answers(store, ["value"], [T0, T0 + 3 * HOUR], as_of=as_of) == [(2, PRESENT), (2, PRESENT)]
+
+
 @pytest.mark.parametrize("rows", [1, 63, 1000])
 def test_no_nested_loop_is_planned(tmp_path: Path, rows: int) -> None:
     """DuckDB plans a nested-loop ASOF join where it expects 64 rows or fewer: 37 to 240 times slower."""

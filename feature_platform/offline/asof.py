@@ -181,7 +181,9 @@ def _event_join(plan: ViewPlan, history: str, names: Sequence[str], asked: str) 
         )
         return f"{selected} asof left join ({newest}) as r on {_on_keys(plan)}{_shifted(plan.delay)} >= r.event_timestamp"
     from_event = f"event_timestamp + {interval(plan.delay)}"
-    rank = "(epoch_us(event_timestamp)::hugeint * 18446744073709551616 + coalesce(epoch_us(created_timestamp), -9223372036854775807))"
+    # What has no microseconds ranks lowest: a time of minus infinity, and one not known; plus infinity is never reached.
+    event, created = (f"coalesce(epoch_us({name}), -9223372036854775807)" for name in ("event_timestamp", "created_timestamp"))
+    rank = f"({event}::hugeint * 18446744073709551616 + {created})"
     visible = f"""
         select *, greatest({from_event}, coalesce(created_timestamp, {from_event})) as __visible_from, {rank} as __rank
         from ({history})"""
