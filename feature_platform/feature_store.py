@@ -231,6 +231,7 @@ class FeatureStore:
 
         Raises:
             UnknownNameError: A feature or service is not declared.
+            RegistryError: Two entities have a key of one name and of different dtypes.
             NameClashError: Two columns would have one name.
             EntityRowsError: A join key is missing, or has another type than declared (some when evaluated).
         """
@@ -242,6 +243,7 @@ class FeatureStore:
             message = "labels and a positive label_delay go together.\nWrite labels=['view:feature'], label_delay=timedelta(days=7), say."
             raise RegistryError(message, field="label_delay")
         asked = tuple(self.registry.resolve(list(labels), full_feature_names=full_feature_names)) if labels else ()
+        self.registry.join_keys([*refs, *asked])  # one column of rows has one dtype, and equal numbers of two hash differently
         if isinstance(entity_df, str) and is_query(entity_df):
             entity_df = entity_rows(self._entities(), entity_df, self.registry.sources, self.settings.root)
         return HistoricalFeatures(

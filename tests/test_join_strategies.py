@@ -455,3 +455,14 @@ def test_a_slice_is_as_long_as_the_ttl_to_the_microsecond(tmp_path: Path, monkey
         without_slices(monkeypatch)
         assert store.get_historical_features(asked([first]), ["value"]).to_arrow()["value"].to_pylist() == [0]
         assert found == [0]
+
+
+@pytest.mark.parametrize("other", [pa.int32(), str], ids=str)
+def test_a_key_of_two_dtypes_is_refused(tmp_path: Path, other: Any) -> None:
+    """As online: in buckets, -1 of 32 bits and of 64 would lie apart, and text is no number."""
+    views = [values_view("wide", keys={"item_id": int}), values_view("narrow", keys={"item_id": other})]
+    with store_of(tmp_path, *views) as store:
+        with pytest.raises(RegistryError, match=r"'item_id' is int in one view(?s:.*)one by one"):
+            store.get_historical_features(entity_rows(3), ["wide:value", "narrow:zero"])
+        with pytest.raises(RegistryError, match=r"'item_id' is int in one view(?s:.*)one by one"):
+            store.get_historical_features(entity_rows(3), ["wide:value"], labels=["narrow:zero"], label_delay=HOUR)
