@@ -59,6 +59,27 @@ def test_a_query_may_name_other_tables_of_its_own(store: FeatureStore) -> None:
         assert store.get_historical_features(query, ["counts:n"]).to_arrow()["n"].to_pylist() == [1]
 
 
+def test_a_query_may_be_longer_than_a_path(store: FeatureStore) -> None:
+    """No file has a name of so many letters, and none is looked for that the system could not name."""
+    every = " or ".join(["user_id = 'bob'"] * 500)
+    with store:
+        query = f'select user_id, "at" + interval 1 hour as event_timestamp from watches where {every}; -- bob'
+        assert store.get_historical_features(query, ["counts:n"]).to_arrow()["n"].to_pylist() == [1]
+
+
+@pytest.mark.parametrize("path", ["from/asked.parquet", "with/*.parquet", "values.parquet", "select.parquet"])
+def test_a_path_is_no_query_for_its_first_word(store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """A file that is not there is said to be missing, and a pattern finds its files."""
+    monkeypatch.chdir(tmp_path)
+    with store:
+        with pytest.raises(EntityRowsError, match="no such Parquet file"):
+            store.get_historical_features(path, ["counts:n"])
+        file = Path(path.replace("*", "asked"))
+        file.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"user_id": ["ann"], "event_timestamp": instants(HOUR)}), file)
+        assert store.get_historical_features(path, ["counts:n"]).to_arrow()["n"].to_pylist() == [1]
+
+
 @pytest.mark.parametrize(
     ("query", "says"),
     [
@@ -69,13 +90,32 @@ def test_a_query_may_name_other_tables_of_its_own(store: FeatureStore) -> None:
         ("select user_id from watches; drop table x", "not one SELECT"),
         ("select user_id from watches", "event_timestamp"),
         ('select users, "at" as event_timestamp from watches', "users"),
+        ("values ('ann', timestamp '2026-03-28 02:00')", "(?s)event_timestamp.*It has: col0, col1"),
+        ("values ((select max(content) from read_text('/etc/passwd')), now())", r"calls (read_text|now)\(\)"),
+        ("table watches", "begins with select"),
+        ('select user_id::int as user_id, "at" as event_timestamp from watches', "(?s)cannot be read.*'ann'"),
     ],
-    ids=["clock", "unknown-source", "file", "parameter", "two-statements", "no-time", "unknown-column"],
+    ids=[
+        "clock",
+        "unknown-source",
+        "file",
+        "parameter",
+        "two-statements",
+        "no-time",
+        "unknown-column",
+        "nameless-values",
+        "file-in-values",
+        "no-select",
+        "value-of-another-type",
+    ],
 )
-def test_what_a_query_cannot_be_is_named(store: FeatureStore, query: str, says: str) -> None:
+def test_what_a_query_cannot_be_is_named(store: FeatureStore, tmp_path: Path, query: str, says: str) -> None:
     """The error says what to write instead."""
     with store, pytest.raises(EntityRowsError, match=says):
         store.get_historical_features(query, ["counts:n"]).to_arrow()
+    with store, pytest.raises(EntityRowsError, match=says):
+        store.get_historical_features(query, ["counts:n"]).to_parquet(tmp_path / "out.parquet")
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_a_source_without_files_is_named(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ class GivenRows:
             return
         spool = folder / f".entity_df.{secrets.token_hex(4)}.tmp"
         try:
-            with self.batches() as batches, pq.ParquetWriter(spool, batches.schema, compression="zstd") as writer:
+            with _explaining(), self.batches() as batches, pq.ParquetWriter(spool, batches.schema, compression="zstd") as writer:
                 for batch in batches:
                     writer.write_batch(batch)
             yield replace(self, given=[str(spool)])
@@ -240,10 +240,21 @@ class GivenRows:
                 return pa.Table.from_pandas(frame, preserve_index=False)
             if self.kind == "polars":
                 return (self.given if columns is None else self.given.select(columns)).to_arrow()
-            return self.given.to_arrow_table()
+            with _explaining():
+                return self.given.to_arrow_table()
         except (pa.ArrowInvalid, pa.ArrowTypeError) as exc:
             message = f"entity_df has a column that is not of one type: {exc}"
             raise EntityRowsError(message, field="entity_df") from exc
+
+
+@contextlib.contextmanager
+def _explaining() -> Iterator[None]:
+    """Say that it is the entity rows' own query that DuckDB cannot answer: a relation is run when it is read."""
+    try:
+        yield
+    except (duckdb.DataError, duckdb.ProgrammingError) as exc:
+        message = f"entity_df cannot be read: {exc}\nCorrect its query, or the rows that it reads."
+        raise EntityRowsError(message, field="entity_df") from exc
 
 
 def parquet_files(path: str) -> list[str]:
@@ -256,6 +267,6 @@ def parquet_files(path: str) -> list[str]:
     pattern = str(Path(glob.escape(path)) / "*.parquet") if Path(path).is_dir() else path
     found = sorted(glob.glob(pattern, recursive=True)) or [path]
     if not all(Path(one).is_file() for one in found):
-        message = f"entity_df {path!r}: there is no such Parquet file."
+        message = f"entity_df {path!r}: there is no such Parquet file.\nA query begins with select, with, from or values."
         raise EntityRowsError(message, field="entity_df")
     return found

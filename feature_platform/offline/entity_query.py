@@ -6,6 +6,7 @@ Knows which statements are such a query. The rows themselves are read when the j
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -25,12 +26,17 @@ if TYPE_CHECKING:
 __all__ = ["entity_rows", "is_query"]
 
 _WHERE: Final = "entity_df"
-_STATEMENT: Final = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/|\()*(?:select|with|from)\b", re.IGNORECASE | re.DOTALL)
+# What follows the word tells `from 'x'` and `values (1)` from the paths from/x.parquet and values.parquet.
+_STATEMENT: Final = re.compile(
+    r"(?:\s|--[^\n]*\n|/\*.*?\*/|\()*(?:(?:select|with|from)(?=[\s\"'(*])|values\s*\()", re.IGNORECASE | re.DOTALL
+)
 
 
 def is_query(entity_df: object) -> bool:
     """Say whether entity rows are given as a query, and not as a path or a table."""
-    return isinstance(entity_df, str) and _STATEMENT.match(entity_df) is not None and not Path(entity_df).exists()
+    if not isinstance(entity_df, str) or _STATEMENT.match(entity_df) is None:
+        return False
+    return not os.path.exists(entity_df)  # noqa: PTH110 - Path.exists raises where a query is too long for the name of a file
 
 
 def entity_rows(
