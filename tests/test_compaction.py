@@ -248,6 +248,27 @@ def test_a_reader_that_is_under_way_keeps_its_files(tmp_path: Path) -> None:
         assert everything(store) == after
 
 
+def test_no_file_is_deleted_for_a_merged_one_that_was_damaged_since(tmp_path: Path) -> None:
+    """Nothing but the file itself tells so, and the files that it was merged from are then all there is of its day."""
+    fill(tmp_path)
+    view = events()
+    with store_of(tmp_path, view) as store:
+        store.compute(end=T0 + 48 * HOUR, now=NOW)
+        store.compact(now=NOW)
+        before = everything(store)
+        yesterday = time.time() - 25 * 3600
+        merged = sorted((store.offline.folder(view) / COMPACTED).glob("*.parquet"))
+        for path in merged:
+            os.utime(path, (yesterday, yesterday))
+        store.offline.partitions(view)
+        time.sleep(0.1)
+        store.offline.partitions(view)
+        merged[0].write_bytes(merged[0].read_bytes()[:100])
+        os.utime(merged[0], (yesterday, yesterday))
+        assert store.offline.delete_superseded(view, before=time.time() - 24 * 3600) == 24
+        assert everything(store) == before
+
+
 def test_rows_that_a_footer_does_not_tell_are_not_merged(tmp_path: Path) -> None:
     """A file that lost rows is left as it is, and said."""
     fill(tmp_path)

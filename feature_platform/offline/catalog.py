@@ -127,9 +127,17 @@ class Catalog:
                 where mine.file = files.file and its.mtime >= ?
             )"""
 
+        its_files = "select distinct its.file from partitions as mine join current as its using (name) where mine.file = ?"
+
         def ask() -> list[str]:
-            self._refresh()
-            return [row[0] for row in self._cache.open().execute(sql, [int(before * 1e9)])]
+            while True:
+                self._refresh()
+                connection = self._cache.open()
+                found = [row[0] for row in connection.execute(sql, [int(before * 1e9)])]
+                # Also those that hold it all now: written over in place, or damaged, they hold something else.
+                holders = {row[0] for name in found for row in connection.execute(its_files, [name])}
+                if not self._forget_changed({*found, *holders}):
+                    return found
 
         return self._cache.unbroken(ask)
 
