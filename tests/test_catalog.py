@@ -6,6 +6,8 @@ import os
 import random
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from datetime import timedelta
@@ -210,6 +212,43 @@ def test_threads_and_processes_may_ask_at_once(tmp_path: Path) -> None:
             thread.join()
     assert not wrong
     assert len(readers[0].partitions(view)) == 30
+
+
+@pytest.mark.parametrize("meanwhile", ["idle", "writing"])
+def test_a_forked_process_opens_the_file_itself(tmp_path: Path, meanwhile: str) -> None:
+    """And does without it where it was forked while another thread was writing there: the answers are the same."""
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import signal; from test_catalog import *
+view, store = hourly(), OfflineStore(Path({str(tmp_path)!r}))
+fill(store, view, 5)
+catalog, inside, leave = store.catalog(view), threading.Event(), threading.Event()
+assert len(store.partitions(view)) == 5
+ours = catalog._cache.open()
+
+def write():
+    with catalog._cache.writing():
+        inside.set()
+        leave.wait()
+
+thread = threading.Thread(target=catalog._cache.unbroken, args=[write], daemon=True)
+if {meanwhile!r} == "writing":
+    thread.start()
+    inside.wait()
+child = os.fork()
+if not child:
+    signal.alarm(20)  # a lock that nobody holds any more would be waited for without end
+    fill(store, view, 1, first=5)
+    found, its = len(store.partitions(view)), catalog._cache.open()
+    os._exit(100 if its is ours or its.in_transaction else found)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 6
+leave.set()
+if thread.ident:
+    thread.join()
+fill(store, view, 1, first=6)
+assert len(store.partitions(view)) == 7
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def test_files_of_an_earlier_schedule_are_told_apart(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ class Catalog:
     """
     The partitions of one view's folder.
 
-    May be used by several threads, and by several processes at once.
+    May be used by several threads, and by several processes at once, forked ones among them.
 
     Args:
         folder: The view's.

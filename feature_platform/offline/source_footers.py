@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import threading
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,7 +86,6 @@ class SourceFooters:
     def __init__(self, path: Path | None) -> None:
         self._cache = SqliteCache(path, _TABLES, _VERSION)
         self._known: dict[str, dict[str, SourceFile]] = {}
-        self._lock = threading.Lock()
 
     def close(self) -> None:
         """Close the file; using it again opens it again."""
@@ -101,28 +100,27 @@ class SourceFooters:
             root: The project folder.
         """
         key = repr((source.name, source.timestamp, source.created_timestamp, str(root)))
-        with self._lock:
-            if key not in self._known:
-                self._known[key] = {file.path: file for file in self._remembered(key)}
-            known = self._known[key]
-            present: dict[str, SourceFile] = {}
-            read: list[SourceFile] = []
-            for path in paths_of(source, root):
-                try:
-                    stat = path.stat()
-                    relative = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
-                    identity = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
-                    file = known.get(relative)
-                    if file is None or file.identity != identity:
-                        file = _read(source, path, relative, identity)
-                        read.append(file)
-                    present[relative] = file
-                except (OSError, pa.ArrowInvalid):
-                    continue  # gone, or being written
-            if read or present.keys() != known.keys():
-                self._remember(key, read, gone=known.keys() - present.keys())
-            self._known[key] = present
-            return list(present.values())
+        if key not in self._known:
+            self._known[key] = {file.path: file for file in self._remembered(key)}
+        known, below = self._known[key], os.path.join(root, "")  # noqa: PTH118 - as below
+        present: dict[str, SourceFile] = {}
+        read: list[SourceFile] = []
+        for path in paths_of(source, root):
+            try:
+                stat = os.stat(path)  # noqa: PTH116 - there may be very many
+                relative = path.removeprefix(below)
+                identity = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+                file = known.get(relative)
+                if file is None or file.identity != identity:
+                    file = _read(source, path, relative, identity)
+                    read.append(file)
+                present[relative] = file
+            except (OSError, pa.ArrowInvalid):
+                continue  # gone, or being written
+        if read or present.keys() != known.keys():
+            self._remember(key, read, gone=known.keys() - present.keys())
+        self._known[key] = present
+        return list(present.values())
 
     def _remembered(self, key: str) -> list[SourceFile]:
         def ask() -> list[SourceFile]:
@@ -141,12 +139,12 @@ class SourceFooters:
         self._cache.unbroken(write)
 
 
-def paths_of(source: ParquetSource, root: Path) -> list[Path]:
+def paths_of(source: ParquetSource, root: Path) -> list[str]:
     """Return where a source has files, by path."""
-    return [Path(path) for path in sorted(glob.glob(str(Path(glob.escape(str(root))) / source.path), recursive=True))]
+    return sorted(glob.glob(str(Path(glob.escape(str(root))) / source.path), recursive=True))
 
 
-def _read(source: ParquetSource, path: Path, relative: str, identity: tuple[int, int, int]) -> SourceFile:
+def _read(source: ParquetSource, path: str, relative: str, identity: tuple[int, int, int]) -> SourceFile:
     metadata = pq.read_metadata(path)
     columns = str(metadata.schema).partition("\n")[2]  # its first line is an address
     schema = hashlib.blake2b(columns.encode(), digest_size=8).hexdigest()

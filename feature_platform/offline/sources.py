@@ -7,6 +7,7 @@ Knows which rows a window may see. Knows nothing of what the query makes of them
 from __future__ import annotations
 
 import contextlib
+import os
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class SourceViews:
     view: FeatureView
     files: Sequence[SourceFile]
     _tables: tuple[_Table, ...]
-    _read: dict[str, list[Path]]
+    _read: dict[str, list[str]]
 
     def show(self, start: datetime, end: datetime, *, known: datetime | None = None) -> None:
         """Narrow the views to `[start, end)`, known by `end + delay`, or by `known + delay`; files without such rows are not opened."""
@@ -132,18 +133,18 @@ class _Table:
     """
 
     name: str
-    paths: list[Path]
-    schemas: list[Path]
-    timeless: list[Path]
-    spans: list[tuple[Path, tuple[tuple[datetime, datetime], ...]]]
+    paths: list[str]
+    schemas: list[str]
+    timeless: list[str]
+    spans: list[tuple[str, tuple[tuple[datetime, datetime], ...]]]
     reach: list[datetime]
     columns: str
     where: str
 
-    def select(self, paths: Sequence[Path]) -> str:
+    def select(self, paths: Sequence[str]) -> str:
         return _select(self.columns, paths) + self.where
 
-    def files(self, start: datetime, end: datetime) -> list[Path]:
+    def files(self, start: datetime, end: datetime) -> list[str]:
         """Return the files to open for `[start, end)`: each that may hold such a row, after one of each schema."""
         near = self.spans[bisect_left(self.reach, start) : bisect_left(self.spans, end, key=lambda one: min(one[1])[0])]
         within = [path for path, spans in near if any(low < end and high >= start for low, high in spans)]
@@ -154,7 +155,7 @@ def _table(
     connection: duckdb.DuckDBPyConnection, view: FeatureView, source: ParquetSource, root: Path, files: Sequence[SourceFile]
 ) -> _Table:
     paths = _paths(source, root, where=f" of view {view.name!r}")
-    known = {root / file.path: file for file in files if file.source == source.name}
+    known = {os.path.join(root, file.path): file for file in files if file.source == source.name}  # noqa: PTH118 - there may be very many
     first = {known[path].schema if path in known else path: path for path in reversed(paths)}
     schemas = sorted(first.values())
     types = _types(connection, schemas)
@@ -166,7 +167,7 @@ def _table(
     return _Table(source.name, paths, schemas, timeless, spans, reach, _columns(source, types), _conditions(view, source, types))
 
 
-def _paths(source: ParquetSource, root: Path, *, where: str = "") -> list[Path]:
+def _paths(source: ParquetSource, root: Path, *, where: str = "") -> list[str]:
     paths = paths_of(source, root)
     if not paths:
         message = (
@@ -177,12 +178,12 @@ def _paths(source: ParquetSource, root: Path, *, where: str = "") -> list[Path]:
     return paths
 
 
-def _types(connection: duckdb.DuckDBPyConnection, paths: Sequence[Path]) -> dict[str, DuckDBPyType]:
+def _types(connection: duckdb.DuckDBPyConnection, paths: Sequence[str]) -> dict[str, DuckDBPyType]:
     relation = connection.sql(f"select * from {parquet(paths, union_by_name=True)} limit 0")
     return dict(zip(relation.columns, relation.types, strict=True))
 
 
-def _select(columns: str, paths: Sequence[Path]) -> str:
+def _select(columns: str, paths: Sequence[str]) -> str:
     return f"select {columns}\nfrom {parquet(paths, union_by_name=True)} as source"
 
 

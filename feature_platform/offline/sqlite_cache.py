@@ -7,9 +7,10 @@ Knows SQLite. Knows nothing of what is kept.
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import threading
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
 __all__ = ["SqliteCache"]
 
 _T = TypeVar("_T")
+# Kept, since closing one would roll back what its own process is writing.
+_INHERITED: Final[list[sqlite3.Connection]] = []
 
 
 class SqliteCache:
     """
-    May be used by several threads, and by several processes at once.
+    May be used by several threads, and by several processes at once, forked ones among them.
 
     Args:
         path: The file; one that cannot be made, as on a read-only disk, is replaced by memory. None is memory.
@@ -33,10 +36,11 @@ class SqliteCache:
     def __init__(self, path: Path | None, tables: str, version: int) -> None:
         self._path, self._tables, self._version = path, tables, version
         self._connection: sqlite3.Connection | None = None
-        self._lock = threading.RLock()
+        self._lock, self._process, self._is_file_lost = threading.RLock(), os.getpid(), False
 
     def close(self) -> None:
         """Close the file; using the cache again opens it again."""
+        self._leave_to_parent()
         with self._lock:
             if self._connection is not None:
                 self._connection.close()
@@ -44,6 +48,7 @@ class SqliteCache:
 
     def unbroken(self, ask: Callable[[], _T]) -> _T:
         """Ask the file, and once more a new one where it turns out to be broken: of a disk that lost some of it."""
+        self._leave_to_parent()
         with self._lock:
             try:
                 return ask()
@@ -55,13 +60,23 @@ class SqliteCache:
                     self._path.unlink(missing_ok=True)
                 return ask()
 
+    def _leave_to_parent(self) -> None:
+        """In a forked process, leave the connection to its own process, as SQLite asks for, and open one of this process."""
+        if self._process == os.getpid():
+            return
+        # Of a thread that was using it, which is not here, SQLite believes for good that it locks the file: then memory it is.
+        self._is_file_lost |= not self._lock.acquire(blocking=False)
+        if self._connection is not None:
+            _INHERITED.append(self._connection)
+        self._connection, self._lock, self._process = None, threading.RLock(), os.getpid()
+
     def open(self) -> sqlite3.Connection:
         """Return the connection; to be asked within `unbroken`."""
         if self._connection is None:
             try:
                 if self._path is not None:
                     self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._connection = self._connect(self._path)
+                self._connection = self._connect(None if self._is_file_lost else self._path)
             except (OSError, sqlite3.OperationalError):
                 self._connection = self._connect(None)
         return self._connection
