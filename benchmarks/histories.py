@@ -24,6 +24,7 @@ __all__ = ["History", "ensure_days", "ensure_entity_rows", "ensure_history"]
 _START: Final = datetime(2024, 1, 1, tzinfo=UTC)
 _ROWS_PER_KEY: Final = 100
 _CHUNK: Final = 1_000_000
+_ROW_GROUP: Final = 122_880
 _SEED: Final = 7
 _DAY_MICROS: Final = 86_400_000_000
 _START_MICROS: Final = int(_START.timestamp()) * 1_000_000
@@ -118,7 +119,7 @@ def ensure_history(history: History, cache: Path) -> Path:
         source = folder / "sources" / f"{name}.parquet"
         with pq.ParquetWriter(source, _schema(history, view), compression="zstd") as writer:
             for batch in _source(history, view):
-                writer.write_table(batch)
+                writer.write_table(batch, row_group_size=_ROW_GROUP)
         with FeatureStore(history.registry(), history.settings(folder)) as store:
             store.compute(name, now=history.day(history.days + 1))
         source.unlink()

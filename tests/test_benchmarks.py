@@ -51,8 +51,11 @@ GROWTH = {
 SUBJECTS = {
     "pit": {"R=2k E=500 K=2 ttl=1d": {REFERENCE, "duckdb_asof", "polars", "pandas"}},
     "windows": {
-        "one hour 20k events": {REFERENCE, "raw"},
+        "one hour 20k events": {REFERENCE, "from_nothing", "raw"},
         "4 hours 20k events": {REFERENCE, "raw", "per_partition"},
+        "one hour 20k events, extremes and sets": {REFERENCE, "from_nothing", "raw"},
+        "4 hours 20k events, extremes and sets": {REFERENCE, "raw", "per_partition"},
+        "4 hours 20k events memory=1GB": {REFERENCE},
     },
     "newest": {"2k rows 40 keys": {REFERENCE, "scan", "arg_max"}},
     "compute": {

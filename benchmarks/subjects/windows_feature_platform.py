@@ -14,7 +14,7 @@ from benchmarks.subjects.windows_raw import checksum, state
 from benchmarks.windows import Events
 
 
-def run(*, events: dict[str, Any], root: str, base: str, hours: int, of: int, step: int, checked: int) -> Run:
+def run(*, events: dict[str, Any], root: str, base: str, hours: int, of: int, step: int, checked: int, is_alone: bool = False) -> Run:
     """
     Compute the first hours after the predecessors.
 
@@ -25,11 +25,13 @@ def run(*, events: dict[str, Any], root: str, base: str, hours: int, of: int, st
         hours: How many are computed.
         of: How many they stand for.
         step: How many at once.
+        is_alone: Whether the predecessors are left out, so that everything is computed from the events.
         checked: After how many of the first ones the state is compared; that after the last of all is compared with the raw query.
     """
     shape, features = Events(**events), Path(root) / "data" / "features"
     shutil.rmtree(features, ignore_errors=True)
-    shutil.copytree(base, features)
+    if not is_alone:
+        shutil.copytree(base, features)
     with shape.store(Path(root)) as store:
         started = time.perf_counter()
         for first in range(0, hours, step):
@@ -39,16 +41,17 @@ def run(*, events: dict[str, Any], root: str, base: str, hours: int, of: int, st
     built_on = len(files) - hours
     with duckdb.connect() as connection:
         connection.execute("set TimeZone = 'UTC'")
-        found = checksum(connection, [_newest(files[: built_on + number]) for number in range(1, checked + 1)])
+        found = checksum(connection, shape, [_newest(shape, files[: built_on + number]) for number in range(1, checked + 1)])
         if hours == of:
-            last = checksum(connection, [_newest(files)])
-            found += "" if last == checksum(connection, [f"from ({state(shape, root, of)})"]) else " and the last hour differs"
+            last = checksum(connection, shape, [_newest(shape, files)])
+            found += "" if last == checksum(connection, shape, [f"from ({state(shape, root, of)})"]) else " and the last hour differs"
     shutil.rmtree(features)
     return Run(seconds=seconds, rate=of / seconds, peak_rss_mb=peak, checksum=found)
 
 
-def _newest(files: list[str]) -> str:
+def _newest(shape: Events, files: list[str]) -> str:
     """Return the newest row of every user in a row of partitions, as the rest of a SELECT."""
-    newest = "qualify row_number() over (partition by user_id order by event_timestamp desc) = 1"
-    columns = "user_id, event_timestamp, events_30d_int, amount_30d, __tombstone"
-    return f"from (select {columns} from read_parquet({files}) {newest}) where not __tombstone"
+    columns = ", ".join(["user_id", "event_timestamp", *shape.functions, "__tombstone"])
+    every = f"select {columns} from read_parquet({files})"
+    newest = f"select user_id, max(event_timestamp) as event_timestamp from ({every}) group by user_id"
+    return f"from (({every}) semi join ({newest}) using (user_id, event_timestamp)) where not __tombstone"

@@ -1,16 +1,24 @@
-"""The query that one writes by hand for an hour: all events of the window, counted and summed by user, into a file."""
+"""The query that one writes by hand for an hour: all events of the window, grouped by user, into a file."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import duckdb
 
 from benchmarks.measuring import Run, peak_rss_mb
-from benchmarks.windows import Events
+from benchmarks.windows import LAST_N, Events
+
+_BY_HAND: Final = {
+    "count": "count(*)",
+    "first": 'arg_min(amount, "at")',
+    "last": 'arg_max(amount, "at")',
+    "last_n": f'max_by(amount, "at", {LAST_N})',
+    "count_distinct": "count(distinct amount)",
+}
 
 
 def run(*, events: dict[str, Any], root: str, hours: int, of: int, **_: Any) -> Run:  # noqa: ANN401 - what only the other subject reads
@@ -24,7 +32,7 @@ def run(*, events: dict[str, Any], root: str, hours: int, of: int, **_: Any) -> 
         for number, file in enumerate(files, start=1):
             connection.execute(f"copy ({state(shape, root, number)}) to '{file}' (format parquet, compression zstd)")
         seconds, peak = (time.perf_counter() - started) / hours * of, peak_rss_mb()
-        found = checksum(connection, [f"from '{file}'" for file in files])
+        found = checksum(connection, shape, [f"from '{file}'" for file in files])
     for file in files:
         Path(file).unlink()
     return Run(seconds=seconds, rate=of / seconds, peak_rss_mb=peak, checksum=found)
@@ -35,15 +43,18 @@ def state(shape: Events, root: str, number: int) -> str:
     end = shape.hour(number)
     days = sorted({(end - shape.hour(0)).days + day for day in range(31)})
     files = [f"{root}/events/{day:02}.parquet" for day in days if Path(f"{root}/events/{day:02}.parquet").exists()]
+    values = ", ".join(f"{_BY_HAND.get(one, f'{one}(amount)')} as {one}" for one in shape.functions)
     return (
-        f"select user_id, count(*) as events_30d_int, sum(amount) as amount_30d from read_parquet({files})\n"
+        f"select user_id, {values} from read_parquet({files})\n"
         f"where \"at\" >= timestamptz '{end.isoformat()}' - interval 720 hours and \"at\" < timestamptz '{end.isoformat()}'\n"
         "group by user_id"
     )
 
 
-def checksum(connection: duckdb.DuckDBPyConnection, states: Sequence[str]) -> str:
+def checksum(connection: duckdb.DuckDBPyConnection, shape: Events, states: Sequence[str]) -> str:
     """Return the checksum of everybody's values; amounts in whole cents, since plain sums of floats differ in their last bits."""
-    row = "hash(user_id, events_30d_int::bigint, round(amount_30d * 100)::bigint)"
-    parts = [connection.execute(f"select count(*), sum(events_30d_int)::bigint, bit_xor({row}) {one}").fetchall()[0] for one in states]
-    return repr(parts)
+    values = [
+        f"round({one} * 100)::bigint" if one == "sum" else f"{one}::bigint" if one.startswith("count") else one for one in shape.functions
+    ]
+    row = f"hash(user_id, {', '.join(values)})"
+    return repr([connection.execute(f"select count(*), bit_xor({row}) {one}").fetchall()[0] for one in states])

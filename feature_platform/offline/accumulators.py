@@ -32,6 +32,7 @@ _RUNNING: Final = frozenset({"count", *_SUMMED})
 _HIGH_UNIT: Final = 2.0**-20
 _LOW_UNIT: Final = 2.0**-114
 _LIMIT: Final = 2.0**72
+_WHOLE: Final = "decimal(38, 0)"
 _LOWS_IN_A_HIGH: Final = 2**94
 
 
@@ -46,8 +47,8 @@ class Accumulator:
         condition: Place among `Layout.conditions`.
         column: Place among `Layout.columns`; None counts events.
         kind: "rows", "values", "whole" (the sum of integers or decimals), or "high", "low" and "inexact" of floats.
-        stored: The DuckDB type that a file holds it as.
-        is_integer: Whether it is the sum of whole numbers, not of decimals.
+        stored: The DuckDB type that a file holds it as. Sums are of decimals, never HUGEINT: a cast from one to the other was
+            measured at 200 ns, ten times an addition.
     """
 
     name: str
@@ -56,12 +57,6 @@ class Accumulator:
     column: int | None
     kind: str
     stored: str
-    is_integer: bool
-
-    @property
-    def summed(self) -> str:
-        """The DuckDB type that it is added up as."""
-        return "hugeint" if self.is_integer else self.stored
 
     def contribution(self, event: str) -> str:
         """Return SQL for what one event adds."""
@@ -72,7 +67,7 @@ class Accumulator:
             case "values":
                 return f"({value} is not null)::bigint"
             case "whole":
-                return f"coalesce(cast({value} as {self.summed}), 0)"
+                return f"coalesce(cast({value} as {self.stored}), 0)"
             case kind:
                 return f"{event}.__{kind}{self.column}"
 
@@ -112,7 +107,7 @@ class Layout:
         """All of them, in the order of the file's columns."""
         wanted = dict.fromkeys(one for aggregate in self.aggregates for one in self._wanted(aggregate))
         return [
-            Accumulator(f"__acc{index}", window, condition, column, kind, *self._stored(kind, column))
+            Accumulator(f"__acc{index}", window, condition, column, kind, self._stored(kind, column))
             for index, (window, condition, column, kind) in enumerate(wanted)
         ]
 
@@ -125,10 +120,10 @@ class Layout:
             kinds += [(column, kind) for kind in (("high", "low", "inexact") if self.is_float(column) else ("whole",))]
         return [(aggregate.window, condition, column, kind) for column, kind in kinds]
 
-    def _stored(self, kind: str, column: int | None) -> tuple[str, bool]:
+    def _stored(self, kind: str, column: int | None) -> str:
         if kind == "whole" and column is not None and type_family(self.types[column]) == "decimal":
-            return f"decimal(38, {dict(self.types[column].children)['scale']})", False
-        return "bigint" if kind in {"rows", "values", "inexact"} else "decimal(38, 0)", True
+            return f"decimal(38, {dict(self.types[column].children)['scale']})"
+        return "bigint" if kind in {"rows", "values", "inexact"} else _WHOLE
 
     def is_float(self, column: int) -> bool:
         """Say whether a column holds floats."""
@@ -209,8 +204,8 @@ def float_parts(value: str, place: int) -> tuple[list[str], list[str]]:
     low = f"({value} - __highest{place} * {_HIGH_UNIT!r}) * {1 / _LOW_UNIT!r}"
     is_whole = f"coalesce({low} = trunc({low}), false)"
     return [high], [
-        f"case when {is_whole} then __highest{place}::hugeint else 0 end as __high{place}",
-        f"case when {is_whole} then ({low})::hugeint else 0 end as __low{place}",
+        f"case when {is_whole} then __highest{place}::{_WHOLE} else 0 end as __high{place}",
+        f"case when {is_whole} then ({low})::{_WHOLE} else 0 end as __low{place}",
         f"({value} is not null and not {is_whole})::bigint as __inexact{place}",
     ]
 
@@ -220,9 +215,10 @@ def _to_double(high: str, low: str) -> str:
     Return SQL for the double of two running totals, a function of their exact sum alone, within one unit of its last place.
 
     Both parts are brought to one sign first: of opposite ones, the rounding of the greater would show in what the smaller leaves.
+    What the low part carries is found in doubles: rounded up to a whole, it leaves a small rest of the other sign, as if it were not.
     """
-    lows = f"{_LOWS_IN_A_HIGH}::hugeint"
-    carry = f"(case when abs({low}) < {lows} then 0 else {low} // {lows} end)"
+    lows = f"{_LOWS_IN_A_HIGH}::{_WHOLE}"
+    carry = f"trunc({low}::double / {float(_LOWS_IN_A_HIGH)!r})::{_WHOLE}"
     whole, rest = f"({high} + {carry})", f"({low} - {carry} * {lows})"
     borrow = f"(case when {whole} > 0 and {rest} < 0 then 1 when {whole} < 0 and {rest} > 0 then -1 else 0 end)"
     return f"(({whole} - {borrow})::double * {_HIGH_UNIT!r} + ({rest} + {borrow} * {lows})::double * {_LOW_UNIT!r})"

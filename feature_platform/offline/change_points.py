@@ -151,7 +151,7 @@ class ChangePoints:
         anywhere = " or ".join(f"({one} and {other})" for one, other in zip(inside, counts, strict=True))
         entering = f"e.__enter > {self.ends.after} and ({anywhere})"
         selects = [f"select {self._listed('e.')}e.__enter as __end, {', '.join(gains)}\nfrom __events as e\nwhere {entering}"]
-        for index, length in enumerate(self.layout.windows):
+        for index, length in enumerate(self.layout.windows if len(self.ends.times) > 1 else []):  # at one end, nothing has left yet
             losses = [
                 f"case when e.__counts{one.condition} then -({one.contribution('e')}) else 0 end as {one.name}"
                 if one.window == length
@@ -190,8 +190,9 @@ class ChangePoints:
         if base is None:
             everything = deltas
         else:
-            totals = ", ".join(f"cast({one.name} as {one.summed}) as {one.name}" for one in self.layout.accumulators)
-            everything = f"{deltas}\nunion all by name\nselect {self._listed()}{self.ends.after} as __end, {totals} from ({base})"
+            everything = (
+                f"{deltas}\nunion all by name\nselect {self._listed()}{self.ends.after} as __end, {self.accumulators} from ({base})"
+            )
         if self.keys and base is not None and is_one:  # nothing runs, and nothing need be sorted
             sums = ", ".join(f"sum({one.name}) as {one.name}" for one in self.layout.accumulators)
             grouped = f"\ngroup by {', '.join(self.keys)}"
