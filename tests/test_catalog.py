@@ -16,10 +16,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from offline_project import DAY, HOUR, MICROS, NOW, T0, answers, asked, store_of, user, watches
+from offline_project import DAY, HOUR, MICROS, NOW, T0, answers, asked, put, store_of, user, watches
 from opened_files import opened_files
 
-from feature_platform import Feature, FeatureStore, FeatureView, ParquetSource
+from feature_platform import Aggregate, Feature, FeatureStore, FeatureView, ParquetSource
 from feature_platform.dtypes import to_micros
 from feature_platform.offline.catalog import Catalog
 from feature_platform.offline.partition import Partition
@@ -132,6 +132,20 @@ def test_a_known_file_is_not_opened_again(tmp_path: Path) -> None:
     with opened_files(tmp_path / "events") as opened:
         assert len(OfflineStore(tmp_path).partitions(view)) == 41
     assert opened == {f"{T0 + 40 * HOUR:%Y-%m-%dT%H%MZ}.parquet"}
+
+
+def test_a_write_does_not_list_the_folder(tmp_path: Path) -> None:
+    """A year of hours is written in the time of its files, not of their square."""
+    put(tmp_path, "watches", ("ann", T0), ("ann", T0 + 20 * HOUR))
+    source = ParquetSource("watches", "source/*.parquet", timestamp="at")
+    view = FeatureView("n", entity=user, sources=[source], features=[Aggregate("n", "count", window=HOUR)], schedule="@hourly", start=T0)
+    listed: list[str] = []
+    watching = [True]
+    sys.addaudithook(lambda event, arguments: listed.append(str(arguments[0])) if watching and event == "os.scandir" else None)
+    with store_of(tmp_path, view) as store:
+        assert len(store.compute(end=T0 + 30 * HOUR, now=NOW)) == 30
+        watching.clear()
+        assert listed.count(str(store.offline.folder(view))) <= 3
 
 
 @pytest.mark.parametrize("damage", [b"", b"no database at all, only words" * 100], ids=["emptied", "garbage"])

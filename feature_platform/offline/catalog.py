@@ -151,21 +151,15 @@ class Catalog:
 
         return self._cache.unbroken(ask)
 
-    def is_current(self) -> bool:
-        """Say whether nobody changed the folder since it was looked at."""
-        return self._cache.unbroken(self._is_current)
+    def refresh(self) -> None:
+        """Look for what others changed; whoever is about to `put` a file asks for it, under the view's lock."""
+        self._cache.unbroken(self._refresh)
 
-    def put(self, file: Path, *, was_current: bool) -> None:
-        """
-        Take in a file that the caller has just put into the folder, under the view's lock.
+    def put(self, file: Path) -> None:
+        """Take in a file that the caller has just put into the folder, under the view's lock, since it asked for `refresh`."""
+        self._cache.unbroken(lambda: self._put(file))
 
-        Args:
-            file: Its path.
-            was_current: Whether the catalog was before; else what others changed is looked for the next time.
-        """
-        self._cache.unbroken(lambda: self._put(file, was_current=was_current))
-
-    def _put(self, file: Path, *, was_current: bool) -> None:
+    def _put(self, file: Path) -> None:
         with self._cache.writing() as connection:
             name = str(file.relative_to(self._folder))
             self._read(connection, name, _identity(file))
@@ -179,7 +173,7 @@ class Catalog:
                         order by other.start desc limit 1
                     )"""
                 self._set_fact("has_overlaps", connection.execute(shared, [name]).fetchone()[0])
-            if was_current:
+            if self._fact("folder") is not None:  # else the file broke since then, and this one knows nothing yet
                 self._note(*self._changed_at())
 
     def _is_current(self) -> bool:

@@ -254,7 +254,7 @@ class OfflineStore:
         with self._locked(view, fcntl.LOCK_EX):
             beside = self._unfinished(view)
             catalog = self.catalog(view)
-            was_current = catalog.is_current()
+            catalog.refresh()
             generation = self._next_generation(view)
             (self._changes(view) / f"{generation}.parquet").unlink(missing_ok=True)  # left by one that did not come to raise the counter
             temporary = beside / f".{window.key}.{secrets.token_hex(4)}.tmp"
@@ -275,7 +275,7 @@ class OfflineStore:
                 self._attempt_path(view, window).unlink(missing_ok=True)
                 self.rejected_path(view, window).unlink(missing_ok=True)
                 temporary.replace(self.path(view, window))
-                catalog.put(self.path(view, window), was_current=was_current)
+                catalog.put(self.path(view, window))
             finally:
                 temporary.unlink(missing_ok=True)
                 changes.unlink(missing_ok=True)
@@ -298,7 +298,7 @@ class OfflineStore:
         folder = self.folder(view)
         with self._locked(view, fcntl.LOCK_EX):
             catalog = self.catalog(view)
-            was_current = catalog.is_current()
+            catalog.refresh()
             if any(self.partition(view, one.window) != one for one in partitions):
                 return False
             # Generations are a view's own, so the name is new: nobody who reads an earlier file of the day is given another.
@@ -309,7 +309,7 @@ class OfflineStore:
                 write(temporary)
                 _sync(temporary)
                 temporary.replace(path)
-                catalog.put(path, was_current=was_current)
+                catalog.put(path)
             finally:
                 temporary.unlink(missing_ok=True)
             _sync(path.parent)
