@@ -237,3 +237,40 @@ def test_a_window_is_not_built_on_another_definition_of_the_same_columns(tmp_pat
         (report,) = store.compute(start=T0 + 2 * HOUR, end=T0 + 3 * HOUR, now=NOW)
         assert report.partition.is_full
         assert answers(store, ["counts:n"], [T0 + 5 * HOUR]) == [(2, FeatureStatus.PRESENT)]
+
+
+def put_codes(root: Path, name: str, kind: pa.DataType, *rows: tuple[timedelta, Any]) -> None:
+    """Write a file of ann's watches: time after T0, and a code of some type."""
+    (root / "source").mkdir(exist_ok=True)
+    times, codes = zip(*rows, strict=True)
+    table = {"user_id": ["ann"] * len(rows), "at": instants(*times), "code": pa.array(codes, kind)}
+    pq.write_table(pa.table(table), root / "source" / f"{name}.parquet")
+
+
+def test_a_window_is_not_built_on_totals_of_a_column_that_was_read_as_another_type(tmp_path: Path) -> None:
+    """10 is more than 9 and '10' is less than '9': what entered as a number would not leave as text, and be counted for ever."""
+    source = ParquetSource("watches", "source/*.parquet", timestamp="at")
+    features = [Aggregate("n", "count", window=2 * HOUR, where="code > '9'")]
+    view = FeatureView("activity", entity=user, sources=[source], features=features, schedule="@hourly", start=T0)
+    put_codes(tmp_path, "numbers", pa.int64(), (MINUTE, 10))
+    with store_of(tmp_path, view) as store:
+        store.compute(end=T0 + HOUR, now=NOW)
+        assert answers(store, ["activity:n"], [T0 + HOUR]) == [(1, FeatureStatus.PRESENT)]
+        put_codes(tmp_path, "texts", pa.string(), (61 * MINUTE, "1"))
+        store.compute(start=T0 + HOUR, end=T0 + 4 * HOUR, now=NOW)
+        found = answers(store, ["activity:n"], [T0 + 2 * HOUR, T0 + 3 * HOUR, T0 + 4 * HOUR])
+        assert [value for value, _ in found] == [0, 0, 0]
+
+
+def test_a_middle_is_not_read_where_a_column_has_another_type_today(tmp_path: Path) -> None:
+    """The rest of the window's events would not go together with it: the next windows failed until the block's end."""
+    source = ParquetSource("watches", "source/*.parquet", timestamp="at")
+    features = [Aggregate("n", "count_distinct", column="code", window=9 * HOUR)]
+    view = FeatureView("activity", entity=user, sources=[source], features=features, schedule="@hourly", start=T0)
+    put_codes(tmp_path, "numbers", pa.int64(), (MINUTE, 10), (2 * MINUTE, 11))
+    with store_of(tmp_path, view) as store:
+        store.compute(end=T0 + 5 * HOUR, now=NOW)
+        assert list((store.offline.folder(view) / "_middles").glob("*.parquet"))
+        put_codes(tmp_path, "texts", pa.string(), (5 * HOUR + MINUTE, "10"), (5 * HOUR + MINUTE, "a"))
+        store.compute(start=T0 + 5 * HOUR, end=T0 + 6 * HOUR, now=NOW)
+        assert answers(store, ["activity:n"], [T0 + 6 * HOUR]) == [(3, FeatureStatus.PRESENT)]

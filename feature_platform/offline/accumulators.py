@@ -82,12 +82,14 @@ class Layout:
         conditions: Each different `where`, as SQL over the source's columns; "true" where there is none.
         columns: Each different column of the source that an aggregate reads.
         types: Of those columns.
+        read_as: The columns that decide a value, each with its type: where there is a condition, all of the source's.
     """
 
     aggregates: tuple[Aggregate, ...]
     conditions: tuple[str, ...]
     columns: tuple[str, ...]
     types: tuple[DuckDBPyType, ...]
+    read_as: tuple[tuple[str, str], ...]
 
     @cached_property
     def windows(self) -> list[timedelta]:
@@ -141,8 +143,8 @@ class Layout:
 
     @cached_property
     def hash(self) -> str:
-        """16 hex digits: files of another layout are not built upon."""
-        text = repr((_VERSION, self.conditions, self.columns, self.accumulators))
+        """16 hex digits: files of another layout, or of columns read as other types, are not built upon."""
+        text = repr((_VERSION, self.conditions, self.columns, self.accumulators, self.read_as))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
@@ -184,7 +186,9 @@ def layout_of(view: FeatureView, types: Mapping[str, DuckDBPyType]) -> Layout:
     aggregates = tuple(feature for feature in view.features if isinstance(feature, Aggregate))
     conditions = tuple(dict.fromkeys(_condition(aggregate) for aggregate in aggregates))
     columns = tuple(dict.fromkeys(aggregate.column for aggregate in aggregates if aggregate.column is not None))
-    return Layout(aggregates, conditions, columns, tuple(types[column] for column in columns))
+    has_condition = any(aggregate.where for aggregate in aggregates)
+    read_as = tuple((name, str(kind)) for name, kind in sorted(types.items()) if has_condition or name in columns)
+    return Layout(aggregates, conditions, columns, tuple(types[column] for column in columns), read_as)
 
 
 def _condition(aggregate: Aggregate) -> str:
