@@ -274,3 +274,31 @@ def test_a_middle_is_not_read_where_a_column_has_another_type_today(tmp_path: Pa
         put_codes(tmp_path, "texts", pa.string(), (5 * HOUR + MINUTE, "10"), (5 * HOUR + MINUTE, "a"))
         store.compute(start=T0 + 5 * HOUR, end=T0 + 6 * HOUR, now=NOW)
         assert answers(store, ["activity:n"], [T0 + 6 * HOUR]) == [(3, FeatureStatus.PRESENT)]
+
+
+def kept_middle(store: FeatureStore, view: FeatureView) -> Path:
+    """Compute five windows, and return the middle that they leave for the sixth."""
+    store.compute(end=T0 + 5 * HOUR, now=NOW)
+    (path,) = (store.offline.folder(view) / "_middles").glob("*.parquet")
+    return path
+
+
+def longest_ago() -> FeatureView:
+    """Return a view that keeps middles."""
+    source = ParquetSource("watches", "source/*.parquet", timestamp="at")
+    features = [Aggregate("first", "min", column="known_at", dtype=datetime, window=9 * HOUR)]
+    return FeatureView("activity", entity=user, sources=[source], features=features, schedule="@hourly", start=T0)
+
+
+def test_a_middle_with_damaged_rows_is_made_anew(tmp_path: Path) -> None:
+    """Of a disk that lost some of it: its footer is whole, and says what it stands for."""
+    view = longest_ago()
+    put(tmp_path, "base", *((name, T0 + MINUTE) for name in USERS))
+    with store_of(tmp_path, view) as store:
+        path = kept_middle(store, view)
+        whole = path.read_bytes()
+        rows = len(whole) - pq.read_metadata(path).serialized_size - 12
+        path.write_bytes(whole[:4] + bytes(rows) + whole[4 + rows :])
+        put(tmp_path, "new", ("ann", T0 + 5 * HOUR + MINUTE))
+        store.compute(start=T0 + 5 * HOUR, end=T0 + 6 * HOUR, now=NOW)
+        assert answers(store, ["activity:first"], [T0 + 6 * HOUR]) == [(T0 + MINUTE, FeatureStatus.PRESENT)]

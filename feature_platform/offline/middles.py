@@ -57,8 +57,8 @@ def make_middle(writer: PartitionWriter, sources: SourceViews, redone: Redone, t
     if _stands_for(path) == stands_for:
         try:
             connection.execute(f"{create} select * from {parquet([path])}")
-        except duckdb.IOException:
-            pass  # another run removed it
+        except duckdb.Error:
+            pass  # another run removed it, or the disk lost some of it
         else:
             return
     sources.show(from_micros(min(block.low(one) for one in redone.shared)), start, known=start)
