@@ -302,3 +302,14 @@ def test_a_middle_with_damaged_rows_is_made_anew(tmp_path: Path) -> None:
         put(tmp_path, "new", ("ann", T0 + 5 * HOUR + MINUTE))
         store.compute(start=T0 + 5 * HOUR, end=T0 + 6 * HOUR, now=NOW)
         assert answers(store, ["activity:first"], [T0 + 6 * HOUR]) == [(T0 + MINUTE, FeatureStatus.PRESENT)]
+
+
+def test_a_middle_that_another_run_forgot_meanwhile_stops_nobody(tmp_path: Path) -> None:
+    """Each run deletes all but the newest, and two may be at it: a listed file need not be there any more."""
+    view = longest_ago()
+    put(tmp_path, "base", ("ann", T0 + MINUTE))
+    with store_of(tmp_path, view) as store:
+        folder = kept_middle(store, view).parent
+        (folder / "0.1.parquet").symlink_to(folder / "gone")  # listed, and nothing is there
+        store.compute(start=T0 + 6 * HOUR, end=T0 + 7 * HOUR, now=NOW)
+        assert answers(store, ["activity:first"], [T0 + 7 * HOUR]) == [(T0 + MINUTE, FeatureStatus.PRESENT)]

@@ -7,6 +7,7 @@ Knows files. What a middle is, is `redone`'s.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 from typing import TYPE_CHECKING, Final
@@ -88,5 +89,6 @@ def _stands_for(path: Path) -> str | None:
 
 def _forget_all_but_newest(folder: Path) -> None:
     """Leave a few: a backfill of old windows does not take the file of today's from the schedule."""
-    for path in sorted(folder.glob("*.parquet"), key=lambda one: one.stat().st_mtime, reverse=True)[_KEPT:]:
-        path.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # another run is at it
+        for path in sorted(folder.glob("*.parquet"), key=lambda one: one.stat().st_mtime, reverse=True)[_KEPT:]:
+            path.unlink(missing_ok=True)
