@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +20,7 @@ from offline_project import HOUR, MICROS, MINUTE, NOW, T0, answers, instants, pu
 
 from feature_platform import Aggregate, Entity, FeatureStatus, FeatureStore, FeatureView, ParquetSource, between
 from feature_platform.errors import ExpectationError
+from feature_platform.offline.compute import compute_windows
 
 HOURS = 10
 USERS = ["ann", "bob", "çem"]
@@ -313,3 +315,37 @@ def test_a_middle_that_another_run_forgot_meanwhile_stops_nobody(tmp_path: Path)
         (folder / "0.1.parquet").symlink_to(folder / "gone")  # listed, and nothing is there
         store.compute(start=T0 + 6 * HOUR, end=T0 + 7 * HOUR, now=NOW)
         assert answers(store, ["activity:first"], [T0 + 7 * HOUR]) == [(T0 + MINUTE, FeatureStatus.PRESENT)]
+
+
+class Meanwhile:
+    """A connection before whose first statement that reads a file something else happens."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, path: Path, happens: Callable[[], object]) -> None:
+        self._connection, self._path, self._happens = connection, str(path), [happens]
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the connection."""
+        return getattr(self._connection, name)
+
+    def execute(self, sql: str, *parameters: Any) -> duckdb.DuckDBPyConnection:
+        """Run a statement."""
+        if self._path in sql and self._happens:
+            self._happens.pop()()
+        return self._connection.execute(sql, *parameters)
+
+
+def test_a_middle_that_another_run_replaces_while_it_is_read_is_not_believed(tmp_path: Path) -> None:
+    """A run that listed the source files earlier puts in what they held, between the look at a middle's footer and its rows."""
+    view = longest_ago()
+    put(tmp_path, "base", ("ann", T0 + MINUTE))
+    with store_of(tmp_path, view) as store, duckdb.connect() as connection:
+        path = kept_middle(store, view)
+        old = path.read_bytes()
+        (tmp_path / "source" / "base.parquet").unlink()
+        put(tmp_path, "base", ("ann", T0 + 2 * HOUR))
+        store.compute(start=T0 + 5 * HOUR, end=T0 + 6 * HOUR, now=NOW)
+        assert path.read_bytes() != old
+        window = store.offline.partitions(view)[-1].window
+        both: Any = Meanwhile(connection, path, lambda: path.write_bytes(old))
+        compute_windows(both, view, [window], store=store.offline, root=tmp_path, now=NOW)
+        assert answers(store, ["activity:first"], [T0 + 6 * HOUR]) == [(T0 + 2 * HOUR, FeatureStatus.PRESENT)]

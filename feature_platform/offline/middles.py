@@ -61,7 +61,8 @@ def make_middle(writer: PartitionWriter, sources: SourceViews, redone: Redone, t
         except duckdb.Error:
             pass  # another run removed it, or the disk lost some of it
         else:
-            return
+            if _stands_for(path) == stands_for:  # still: another run may have put in what it makes of other files
+                return
     sources.show(from_micros(min(block.low(one) for one in redone.shared)), start, known=start)
     connection.execute(f"{create} {redone.middle(redone.points.events(only=f'__known <= {block.start}'))}")
     if not keep:
