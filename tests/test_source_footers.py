@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from offline_project import HOUR, MICROS, MINUTE, NOW, T0, put, store_of, user
+from offline_project import HOUR, MICROS, MINUTE, NOW, T0, answers, put, store_of, user
 from opened_files import opened_files
 
 from feature_platform import Aggregate, Feature, FeatureView, ParquetSource
@@ -138,3 +138,18 @@ def test_a_footer_tells_the_times_of_any_unit(
     up = [-(-value // 1000) for value in micros.to_pylist()]
     epoch = datetime(1970, 1, 1, tzinfo=UTC)
     assert all((low - epoch).total_seconds() * 1e6 - 1 <= one <= (high - epoch).total_seconds() * 1e6 + 1 for one in up)
+
+
+def test_a_field_of_a_struct_is_no_column(tmp_path: Path) -> None:
+    """The field b of a column a and a column 'a.b' have one path in a footer: it does not say which times the column holds."""
+    (tmp_path / "source").mkdir()
+    for number in range(3):
+        field = pa.array([{"b": T0 - 99 * HOUR + number * MINUTE}], pa.struct([("b", MICROS)]))
+        table = {"user_id": ["ann"], "a": field, "a.b": pa.array([T0 + number * MINUTE], MICROS)}
+        pq.write_table(pa.table(table), tmp_path / "source" / f"{name(number)}.parquet")
+    source = ParquetSource("watches", "source/*.parquet", timestamp="a.b")
+    features = [Aggregate("n", "count", window=3 * HOUR)]
+    view = FeatureView("counts", entity=user, sources=[source], features=features, schedule="@hourly", start=T0)
+    with store_of(tmp_path, view) as store:
+        store.compute(end=T0 + HOUR, now=NOW)
+        assert [value for value, _ in answers(store, ["counts:n"], [T0 + HOUR])] == [3]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["SourceFile", "SourceFooters", "paths_of"]
 
 _LATEST: Final = datetime.max.replace(tzinfo=UTC)
-_VERSION: Final = 1
+_VERSION: Final = 2
 _TABLES: Final = """
 create table footers (source text, path text, footer blob, primary key (source, path))"""
 
@@ -161,10 +161,11 @@ def _read(source: ParquetSource, path: str, relative: str, identity: tuple[int, 
 def _statistics(metadata: Any, column: str, *, without_nulls: bool = False) -> list[tuple[datetime, datetime]] | None:  # noqa: ANN401 - pyarrow has no types
     """Return the least and greatest time of each row group, finer units cut off; None where one does not say."""
     schema = metadata.schema
-    place = next((index for index in range(metadata.num_columns) if schema.column(index).path == column), None)
-    unit = None if place is None else _nanoseconds(schema.column(place))
+    places = [index for index in range(metadata.num_columns) if schema.column(index).path == column]
+    unit = _nanoseconds(schema.column(places[0])) if len(places) == 1 else None  # a field of a struct may have the same path
     if unit is None:
         return None
+    place = places[0]
     spans: list[tuple[datetime, datetime]] = []
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
