@@ -14,7 +14,7 @@ from offline_project import HOUR, MICROS, MINUTE, NOW, T0, answers, put, store_o
 from opened_files import opened_files
 
 from feature_platform import Aggregate, Feature, FeatureView, ParquetSource
-from feature_platform.offline.source_footers import SourceFooters
+from feature_platform.offline.source_footers import SourceFooters, paths_of
 
 FILES = 40
 watches = ParquetSource("watches", "source/*.parquet", timestamp="at")
@@ -153,3 +153,12 @@ def test_a_field_of_a_struct_is_no_column(tmp_path: Path) -> None:
     with store_of(tmp_path, view) as store:
         store.compute(end=T0 + HOUR, now=NOW)
         assert [value for value, _ in answers(store, ["counts:n"], [T0 + HOUR])] == [3]
+
+
+def test_a_file_that_a_pattern_matches_in_two_ways_is_read_once(tmp_path: Path) -> None:
+    """Two stars of folders divide the folders above a file between them as often as there are some."""
+    (tmp_path / "source").mkdir()
+    put(tmp_path / "source", "a", ("ann", T0 + MINUTE))
+    assert paths_of(ParquetSource("watches", "source/**/**/*.parquet", timestamp="at"), tmp_path) == [
+        str(tmp_path / "source" / "source" / "a.parquet")
+    ]

@@ -140,8 +140,8 @@ class SourceFooters:
 
 
 def paths_of(source: ParquetSource, root: Path) -> list[str]:
-    """Return where a source has files, by path."""
-    return sorted(glob.glob(str(Path(glob.escape(str(root))) / source.path), recursive=True))
+    """Return where a source has files, by path; a pattern with two `**` matches one more than once."""
+    return sorted(set(glob.glob(str(Path(glob.escape(str(root))) / source.path), recursive=True)))
 
 
 def _read(source: ParquetSource, path: str, relative: str, identity: tuple[int, int, int]) -> SourceFile:
