@@ -264,3 +264,22 @@ def test_nothing_is_left_behind(store: FeatureStore, entity_df: pa.Table) -> Non
             ).fetchall()
             == []
         )
+
+
+def test_an_error_while_rows_are_written_is_what_the_caller_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that the join's tables cannot be dropped, since its rows were not read to their end; nothing of them stays."""
+    monkeypatch.setattr(historical, "BATCH_ROWS", 2048)
+    write(tmp_path, {"user_id": ["ann"], "event_timestamp": pa.array([T0], MICROS), "value": [1]}, "values")
+
+    def stop(what: str, _done: int, _total: int) -> None:
+        if what == "writing":
+            raise InterruptedError(what)
+
+    with store_of(tmp_path, history_view()) as store:
+        store.compute(now=NOW)
+        (tmp_path / "out").mkdir()
+        with pytest.raises(InterruptedError, match="writing"):
+            store.get_historical_features(asked([T0] * 100_000), ["values:value"]).to_parquet(
+                tmp_path / "out" / "set.parquet", progress=stop
+            )
+    assert list((tmp_path / "out").iterdir()) == []

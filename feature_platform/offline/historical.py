@@ -12,7 +12,7 @@ import secrets
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -229,7 +229,8 @@ class HistoricalFeatures:
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="feature_platform_"))
                 buckets = Buckets(folder=folder, count=planned.buckets, memory_limit=planned.step_limit, threads=planned.threads)
                 selects = join_in_buckets(connection, buckets, plans, spine, count, self._names, progress)
-            batches = (_cast(batch, schema) for sql in selects for batch in connection.sql(sql).to_arrow_reader(BATCH_ROWS))
+            batches = _batches(connection, selects, schema)
+            stack.callback(batches.close)  # a result that was not read to its end would keep the tables from being dropped
             yield pa.RecordBatchReader.from_batches(schema, batches)
 
     def _type(self, index: int) -> pa.DataType:
@@ -242,6 +243,14 @@ def _bounds_of(connection: duckdb.DuckDBPyConnection) -> tuple[int, int]:
     """Return DuckDB's memory limit in bytes, and its threads."""
     limit, threads = first_row(connection, "select current_setting('memory_limit'), current_setting('threads')")
     return first_row(connection, "select parse_formatted_bytes(?)", [limit])[0], int(threads)
+
+
+def _batches(connection: duckdb.DuckDBPyConnection, selects: Iterable[str], schema: pa.Schema) -> Generator[pa.RecordBatch, None, None]:
+    """Yield the rows of one SELECT after the other."""
+    for sql in selects:
+        with connection.sql(sql).to_arrow_reader(BATCH_ROWS) as reader:
+            for batch in reader:
+                yield _cast(batch, schema)
 
 
 def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
