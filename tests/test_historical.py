@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import random
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -282,4 +283,24 @@ def test_an_error_while_rows_are_written_is_what_the_caller_gets(tmp_path: Path,
             store.get_historical_features(asked([T0] * 100_000), ["values:value"]).to_parquet(
                 tmp_path / "out" / "set.parquet", progress=stop
             )
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_full_disk_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are written while further ones are made: it is the first refusal that tells why, and nothing of them stays."""
+    monkeypatch.setattr(historical, "BATCH_ROWS", 2048)
+    write(tmp_path, {"user_id": ["ann"], "event_timestamp": pa.array([T0], MICROS), "value": [1]}, "values")
+    rows = 100_000
+    noise = [random.random() for _ in range(rows)]
+    frame = pa.table({"user_id": ["ann"] * rows, "event_timestamp": pa.array([T0] * rows, MICROS), "noise": noise})
+    with store_of(tmp_path, history_view()) as store:
+        store.compute(now=NOW)
+        (tmp_path / "out").mkdir()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # of a file; Python turns the signal off
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                store.get_historical_features(frame, ["values:value"]).to_parquet(tmp_path / "out" / "set.parquet")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list((tmp_path / "out").iterdir()) == []

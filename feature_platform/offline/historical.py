@@ -295,9 +295,12 @@ def _write_behind(writer: pq.ParquetWriter, tables: Iterable[pa.Table]) -> None:
                 waiting.append(thread.submit(writer.write_table, table))
                 if len(waiting) > _WAITING_TABLES:
                     waiting.popleft().result()
-        finally:
             while waiting:
                 waiting.popleft().result()
+        except BaseException:
+            for one in waiting:  # would fail in another way, or be written for nothing
+                one.cancel()
+            raise
 
 
 def _write_folders(folder: Path, schema: pa.Schema, tables: Iterable[pa.Table], partition_by: Sequence[str]) -> None:
