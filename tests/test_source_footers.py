@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -162,3 +163,21 @@ def test_a_file_that_a_pattern_matches_in_two_ways_is_read_once(tmp_path: Path) 
     assert paths_of(ParquetSource("watches", "source/**/**/*.parquet", timestamp="at"), tmp_path) == [
         str(tmp_path / "source" / "source" / "a.parquet")
     ]
+
+
+@pytest.mark.parametrize("is_made_again", [False, True], ids=["gone", "made-by-another-process"])
+def test_footers_that_were_deleted_while_they_were_open_are_read_again(tmp_path: Path, *, is_made_again: bool) -> None:
+    """A server goes on when somebody clears the folder to start afresh."""
+    fill(tmp_path)
+    path = tmp_path / "cache" / "footers.sqlite"
+    footers = SourceFooters(path)
+    assert len(footers.files(watches, tmp_path)) == FILES
+    shutil.rmtree(path.parent)
+    if is_made_again:
+        SourceFooters(path).files(watches, tmp_path)
+    put(tmp_path, name(FILES), ("ann", T0 + FILES * HOUR))
+    found = footers.files(watches, tmp_path)
+    assert len(found) == FILES + 1
+    with opened_files(tmp_path / "source") as opened:
+        assert footers.files(watches, tmp_path) == found
+    assert not opened

@@ -47,13 +47,16 @@ class SqliteCache:
                 self._connection = None
 
     def unbroken(self, ask: Callable[[], _T]) -> _T:
-        """Ask the file, and once more a new one where it turns out to be broken: of a disk that lost some of it."""
+        """Ask the file, and once more a new one where it turns out to be deleted, or broken: of a disk that lost some of it."""
         self._leave_to_parent()
         with self._lock:
             try:
                 return ask()
-            except sqlite3.OperationalError:
-                raise  # not that
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_DBMOVED:
+                    raise  # neither
+                self.close()
+                return ask()
             except sqlite3.DatabaseError:
                 self.close()
                 if self._path is not None:
