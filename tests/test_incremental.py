@@ -349,3 +349,48 @@ def test_a_middle_that_another_run_replaces_while_it_is_read_is_not_believed(tmp
         both: Any = Meanwhile(connection, path, lambda: path.write_bytes(old))
         compute_windows(both, view, [window], store=store.offline, root=tmp_path, now=NOW)
         assert answers(store, ["activity:first"], [T0 + 6 * HOUR]) == [(T0 + 2 * HOUR, FeatureStatus.PRESENT)]
+
+
+LATE = {
+    # the time of a row, when it was known, the ends before which it counts for nobody, and from which it does
+    "before-the-run-and-in-no-range": (MINUTE, 90 * MINUTE, 1, 2),
+    "in-the-middle-known-in-the-block": (HOUR, 4 * HOUR + 30 * MINUTE, 4, 5),
+    "in-the-middle-known-at-the-block's-start": (HOUR, 3 * HOUR, 2, 3),
+    "in-the-middle-known-just-after-it": (HOUR, 3 * HOUR + timedelta(microseconds=1), 3, 4),
+    "in-the-head": (-3 * HOUR - MINUTE, 4 * HOUR + 30 * MINUTE, 4, 5),
+    "in-the-tail": (3 * HOUR, 5 * HOUR + MINUTE, 5, 6),
+}
+
+
+@pytest.mark.parametrize("is_alone", [True, False], ids=["alone", "together"])
+@pytest.mark.parametrize(("at", "known_at", "without", "with_it"), LATE.values(), ids=LATE)
+def test_a_late_row_counts_from_the_first_end_that_knows_it(
+    tmp_path: Path, at: timedelta, known_at: timedelta, without: int, with_it: int, *, is_alone: bool
+) -> None:
+    """In a running total, and beside a block's middle that was made without it: of nine hours' ends, those of (3, 6] share one."""
+    source = ParquetSource("watches", "source/*.parquet", timestamp="at", created_timestamp="known_at")
+    features = [
+        Aggregate("n", "count", window=9 * HOUR),
+        Aggregate("times", "count_distinct", column="at", window=9 * HOUR),
+        Aggregate("newest", "max", column="known_at", dtype=datetime, window=9 * HOUR),
+    ]
+    view = FeatureView("activity", entity=user, sources=[source], features=features, schedule="@hourly", start=T0)
+    put(tmp_path, "base", ("ann", T0 - 2 * HOUR), ("ann", T0 + at, T0 + known_at))
+    with store_of(tmp_path, view) as store:
+        for first in range(6) if is_alone else [0]:
+            compute_all(store, first, 1 if is_alone else 6)
+        found = answers(store, [f"activity:{name}" for name in view.feature_by_name], [T0 + without * HOUR, T0 + with_it * HOUR])
+    assert [[value for value, _ in row] for row in found] == [[1, 1, T0 - 2 * HOUR], [2, 2, T0 + known_at]]
+
+
+def test_a_middle_is_made_anew_when_a_file_came_late(tmp_path: Path) -> None:
+    """It stands for the source's files that it was made of, and no others."""
+    view = longest_ago()
+    put(tmp_path, "base", ("ann", T0 + 2 * HOUR))
+    with store_of(tmp_path, view) as store:
+        path = kept_middle(store, view)
+        before = path.stat().st_ino
+        put(tmp_path, "late", ("ann", T0 + MINUTE))
+        store.compute(start=T0 + 5 * HOUR, end=T0 + 6 * HOUR, now=NOW)
+        assert answers(store, ["activity:first"], [T0 + 6 * HOUR]) == [(T0 + MINUTE, FeatureStatus.PRESENT)]
+        assert path.stat().st_ino != before
