@@ -46,6 +46,7 @@ def run_benchmarks(
     size: str,
     peers: str,
     console: Console,
+    case: str = "",
     cache: Path = _CACHE,
     keep: Callable[[Mapping[str, Any]], None] = lambda _: None,
 ) -> tuple[dict[str, Any], Tally]:
@@ -57,6 +58,7 @@ def run_benchmarks(
         size: "quick" or "full"; tests use "tiny".
         peers: "all", "none", or some of `PEERS` with commas between them.
         console: Where progress is shown.
+        case: Part of the names of the cases wanted.
         cache: Keeps generated data.
         keep: Called after each case with the document so far.
 
@@ -78,7 +80,12 @@ def run_benchmarks(
     tally.keep = lambda: keep(document())
     with console.status("") as status:
         context = Context(
-            size=size, peers=wanted, limits=peers != "none", cache=cache, say=status.update if console.is_terminal else console.print
+            size=size,
+            peers=wanted,
+            limits=peers != "none",
+            cache=cache,
+            say=status.update if console.is_terminal else console.print,
+            case=case,
         )
         for name in names:
             try:
@@ -104,8 +111,9 @@ def _peers(text: str) -> frozenset[str]:
 @click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--quick", is_flag=True, help="Smaller cases, named by their sizes: minutes instead of hours.")
 @click.option("--peers", default=_INSTALLED, show_default=True, help="all, none, or some of duckdb,polars,pandas,feast.")
+@click.option("--case", default="", help="Only the cases whose names hold this.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures to this file, too.")
-def main(name: str, files: tuple[Path, ...], *, quick: bool, peers: str, json_path: Path | None) -> None:
+def main(name: str, files: tuple[Path, ...], *, quick: bool, peers: str, case: str, json_path: Path | None) -> None:
     """
     Measure the feature platform beside its peers and its limits.
 
@@ -132,7 +140,7 @@ def main(name: str, files: tuple[Path, ...], *, quick: bool, peers: str, json_pa
             temporary.write_text(json.dumps(document, indent=1) + "\n")
             temporary.replace(json_path)
 
-    document, tally = run_benchmarks(names, size="quick" if quick else "full", peers=peers, console=progress, keep=keep)
+    document, tally = run_benchmarks(names, size="quick" if quick else "full", peers=peers, case=case, console=progress, keep=keep)
     print_document(console if console.is_terminal else Console(width=160), document)
     for line in tally.left_out:
         console.print(line, style="yellow", highlight=False, soft_wrap=True)

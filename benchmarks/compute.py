@@ -113,6 +113,8 @@ def _wide(events: int) -> Case:
 def measure_compute(context: Context, tally: Tally, case: Case, *, runs: int, curve: str | None = None) -> None:
     """Measure one case; every run starts from an empty folder."""
     name = f"{curve} R={size_text(case.events)}" if curve else case.name
+    if not context.wants(name):
+        return
     context.say(f"{name}: data")
     source = _ensure_source(case, context.cache)
     asked = {"source": str(source), "ends": [end.isoformat() for end in case.ends], "days_read": case.days_read}

@@ -46,6 +46,8 @@ def _join(
 ) -> None:
     """Measure the point-in-time join of one view; with `week`, of the last seven days, where a value counts for as long."""
     case = f"{curve} R={size_text(history.rows)}"
+    if not context.wants(case):
+        return
     context.say(f"{case}: data")
     folder = ensure_history(history, context.cache)
     first = history.days - _TTL_DAYS if week else 0

@@ -60,6 +60,7 @@ class Context:
         limits: Whether to measure what bounds us: the bare server, the bare client, an empty project.
         cache: Holds generated data, kept from run to run.
         say: Shows one line of progress.
+        case: Part of the names of the cases that are measured.
     """
 
     size: str
@@ -67,6 +68,11 @@ class Context:
     limits: bool
     cache: Path
     say: Callable[[str], None]
+    case: str = ""
+
+    def wants(self, case: str) -> bool:
+        """Say whether a case is to be measured; asked before its data is made, where that takes long."""
+        return self.case in case
 
     def of_size(self, *, tiny: _T, quick: _T, full: _T) -> _T:
         """Return the one of this context's size."""
@@ -199,6 +205,8 @@ def measure(
         expected: Checksum of the right answers where they are known; else the feature platform's first ones.
         point: Where the case is one of a curve.
     """
+    if not context.wants(case):
+        return
     done: dict[str, list[Run]] = {}
     failed: set[str] = set()
     for number in range(1, runs + 1):

@@ -50,7 +50,8 @@ class _Case:
 def run(context: Context, tally: Tally) -> None:
     """Measure all cases of the size wanted."""
     for case in context.of_size(tiny=_tiny(), quick=_quick(), full=_full()):
-        _measure(context, tally, case)
+        if context.wants(case.name):
+            _measure(context, tally, case)
 
 
 def _tiny() -> list[_Case]:

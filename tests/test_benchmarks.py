@@ -57,7 +57,10 @@ SUBJECTS = {
         "4 hours 20k events, extremes and sets": {REFERENCE, "raw", "per_partition"},
         "4 hours 20k events memory=1GB": {REFERENCE},
     },
-    "newest": {"2k rows 40 keys": {REFERENCE, "scan", "arg_max"}},
+    "newest": {
+        "2k rows 40 keys": {REFERENCE, "scan", "arg_max"},
+        "2k rows 40 keys, nothing kept, memory=1GB": {REFERENCE, "unbounded"},
+    },
     "compute": {
         "snapshot 3 days 3k events": {REFERENCE, "duckdb", "polars", "pandas"},
         "event 3 days 3k events": {REFERENCE, "duckdb", "polars", "pandas"},

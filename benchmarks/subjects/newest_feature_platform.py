@@ -13,14 +13,17 @@ from benchmarks.measuring import Run, peak_rss_mb
 from benchmarks.newest import KeyedHistory
 from feature_platform import FeatureStore
 from feature_platform.offline.newest import NewestRows
-from feature_platform.offline.query import configure
+from feature_platform.offline.query import configure, spill_directory
 
 
-def run(*, history: dict[str, Any], folder: str) -> Run:
+def run(*, history: dict[str, Any], folder: str, memory: str | None = None) -> Run:
     """Find the rows that are newest at the history's end."""
     shape = KeyedHistory(**history)
-    with FeatureStore(shape.registry(), shape.settings(Path(folder))) as store, duckdb.connect() as connection:
-        configure(connection)
+    with (
+        FeatureStore(shape.registry(), shape.settings(Path(folder))) as store,
+        duckdb.connect(config={"temp_directory": spill_directory()}) as connection,
+    ):
+        configure(connection, memory_limit=memory)
         view = store.registry.view("v0")
         started = time.perf_counter()
         connection.execute(f"create temp table newest as {NewestRows.at(view, store.offline, shape.day(shape.days)).rows().sql}")
