@@ -94,7 +94,8 @@ def run(context: Context, tally: Tally) -> None:
         users=context.of_size(tiny=200, quick=20_000, full=500_000),
     )
     sets = replace(totals, functions=SETS)
-    hours, sampled = context.of_size(tiny=4, quick=72, full=720), context.of_size(tiny=2, quick=3, full=6)
+    sampled = context.of_size(tiny=2, quick=3, full=6)
+    hours = {totals: context.of_size(tiny=4, quick=72, full=720), sets: context.of_size(tiny=4, quick=72, full=72)}
     context.say(f"windows: {size_text(totals.rows)} events")
     root = _ensure_events(totals, context.cache)
     size = f"{size_text(totals.rows)} events"
@@ -102,10 +103,10 @@ def run(context: Context, tally: Tally) -> None:
         context.say(f"windows: {of}, the hours before")
         base = _ensure_predecessors(events, root)
         _measure_hour(context, tally, f"one hour {of}", events, root, base)
-        _measure_hours(context, tally, f"{hours} hours {of}", events, root, base, hours=hours, sampled=sampled)
-    base = _ensure_predecessors(totals, root)
-    subjects = [_ours(replace(totals, memory="1GB"), root, base, hours=hours, of=hours, step=hours, checked=sampled)]
-    measure(context, tally, f"{hours} hours {size} memory=1GB", subjects, runs=1)
+        _measure_hours(context, tally, f"{hours[events]} hours {of}", events, root, base, hours=hours[events], sampled=sampled)
+    base, every = _ensure_predecessors(totals, root), hours[totals]
+    subjects = [_ours(replace(totals, memory="1GB"), root, base, hours=every, of=every, step=every, checked=sampled)]
+    measure(context, tally, f"{every} hours {size} memory=1GB", subjects, runs=1)
 
 
 def _ours(events: Events, root: Path, base: Path, *, name: str = REFERENCE, **arguments: Any) -> Subject:  # noqa: ANN401 - the subject's

@@ -239,6 +239,7 @@ def _explained(explained: JoinExplanation, root: Path) -> dict[str, object]:
         "rows": explained.rows,
         "bytes": explained.bytes,
         "buckets": explained.buckets,
+        "spills": explained.spills,
         "memory_bytes": explained.memory_bytes,
         "views": [
             {

@@ -29,6 +29,8 @@ _SORTED: Final = 2.6
 _SPINE_BYTES: Final = 32
 # Of the memory limit, what one bucket's rows may be: they are sorted, beside what is written meanwhile.
 _BUCKET_SHARE: Final = 0.3
+# Times the limit that DuckDB sorts in one piece, on disk, as fast as that can be done: measured up to 26.
+_SPILLED: Final = 25
 _MOST_BUCKETS: Final = 64
 
 
@@ -68,7 +70,8 @@ class JoinExplanation:
     Attributes:
         entity_rows: How many rows are asked about.
         views: What is read of each view, in the order joined.
-        buckets: In how many parts it is joined, one after another; more than one where the memory limit is too small for it as a whole.
+        buckets: In how many parts it is joined, one after another; more than one where the memory limit is far too small for it as a whole.
+        spills: Whether the memory limit is too small for all of it, so that some goes to disk.
         memory_bytes: The most that the process is expected to hold.
         memory_limit_bytes: DuckDB's.
         threads: DuckDB's.
@@ -77,6 +80,7 @@ class JoinExplanation:
     entity_rows: int
     views: tuple[ViewExplanation, ...]
     buckets: int
+    spills: bool
     memory_bytes: int
     memory_limit_bytes: int
     threads: int
@@ -98,8 +102,8 @@ class JoinExplanation:
 
     @property
     def step_limit(self) -> str:
-        """DuckDB's memory limit for one bucket: the files that it writes meanwhile come on top of it."""
-        return f"{max(100, int(self.memory_limit_bytes * 0.75) // _MB)}MB"
+        """DuckDB's memory limit where something goes to disk: Arrow, and files that are written meanwhile, come on top of it."""
+        return f"{max(100, int(self.memory_limit_bytes * (0.85 if self.buckets == 1 else 0.75)) // _MB)}MB"
 
     def __str__(self) -> str:
         """Return a table, and what it comes to."""
@@ -107,7 +111,9 @@ class JoinExplanation:
         lines = [head, *(_cells(view) for view in self.views)]
         widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
         table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-        how = "in one piece" if self.buckets == 1 else f"in {self.buckets} buckets of the keys, one after another"
+        how = f"in {self.buckets} buckets of the keys, one after another"
+        if self.buckets == 1:
+            how = "in one piece, in part on disk" if self.spills else "in one piece"
         total = (
             f"{self.entity_rows:,} entity rows and {self.rows:,} rows of {self.files:,} files ({self.bytes / _MB:,.1f} MB), joined {how}; "
             f"about {self.memory_bytes / _MB:,.0f} MB of memory."
@@ -144,13 +150,15 @@ def explain_join(plans: Sequence[ViewPlan], entity_rows: int, memory_limit: int,
     spine = entity_rows * _SPINE_BYTES
     largest = max((plan.bytes_in_memory for plan in plans), default=0)
     whole = int((largest + spine) * _SORTED) + 2 * outputs
-    # Once DuckDB spills to disk, buckets are faster and hold less.
-    buckets = 1 if whole <= memory_limit else min(_MOST_BUCKETS, max(2, math.ceil((largest + spine) / (memory_limit * _BUCKET_SHARE))))
-    held = whole if buckets == 1 else min(whole, memory_limit)
+    buckets = (
+        1 if whole <= memory_limit * _SPILLED else min(_MOST_BUCKETS, max(2, math.ceil((largest + spine) / (memory_limit * _BUCKET_SHARE))))
+    )
+    held = min(whole, memory_limit)
     return JoinExplanation(
         entity_rows=entity_rows,
         views=tuple(_explain(plan) for plan in plans),
         buckets=buckets,
+        spills=whole > memory_limit,
         memory_bytes=_PROCESS_BYTES + held,
         memory_limit_bytes=memory_limit,
         threads=threads,

@@ -222,6 +222,8 @@ class HistoricalFeatures:
             plans = plan_views(self._store, self._question, tuple(bounds))
             stack.callback(drop_spine, connection, plans, spine)
             planned = explain_join(plans, count, *_bounds_of(connection))
+            if planned.spills:
+                connection.execute("set memory_limit = ?", [planned.step_limit])
             if planned.buckets == 1:
                 joined = join_views(connection, plans, spine, progress=progress)
                 selects: Iterable[str] = [f"select * exclude ({ROW}) from ({joined}) order by {ROW}"]
