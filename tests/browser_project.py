@@ -147,7 +147,7 @@ def running_project(root: Path) -> Iterator[Project]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("FEATURE_PLATFORM_", "DAGSTER_"))}
     try:
         walked = subprocess.run(
-            [*FP, "demo", "--users", "300", "--events", "20000", "--json"],
+            [*FP, "demo", "--users", "300", "--events", "100000", "--json"],  # of fewer, a quiet hour may be unusual
             cwd=root,
             env=environment,
             stdout=subprocess.PIPE,
