@@ -22,7 +22,7 @@ from feature_platform.offline.due import due_windows, pending_windows, requested
 from feature_platform.offline.entity_query import entity_rows, is_query
 from feature_platform.offline.historical import HistoricalFeatures
 from feature_platform.offline.inputs import source_files
-from feature_platform.offline.query import configure, spill_directory
+from feature_platform.offline.query import configure, first_row, spill_directory
 from feature_platform.offline.question import Question
 from feature_platform.offline.store import OfflineStore
 from feature_platform.online.codec import ViewCodec
@@ -67,6 +67,7 @@ class FeatureStore:
         self._given_online = online
         self._online: OnlineStore | None = None
         self._database: duckdb.DuckDBPyConnection | None = None
+        self._memory_limit = ""
         self._opening = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -329,12 +330,14 @@ class FeatureStore:
         """Return a connection for the rows of a query, which are read when the join is; it is closed with the store."""
         with self._opening:
             connection = self._opened().cursor()
-        configure(connection, memory_limit=self.settings.memory_limit, threads=self.settings.threads)
+        configure(connection, memory_limit=self._memory_limit, threads=self.settings.threads)
         return connection
 
     def _opened(self) -> duckdb.DuckDBPyConnection:
         if self._database is None:
             self._database = duckdb.connect(":memory:", config={"temp_directory": spill_directory()})
+            # The database's, not a connection's: a join that spills lowers it, and the next connection sets it again.
+            self._memory_limit = self.settings.memory_limit or first_row(self._database, "select current_setting('memory_limit')")[0]
         return self._database
 
     @contextlib.contextmanager
@@ -343,7 +346,7 @@ class FeatureStore:
         with self._opening:
             connection = self._opened().cursor()
         try:
-            configure(connection, memory_limit=self.settings.memory_limit, threads=self.settings.threads)
+            configure(connection, memory_limit=self._memory_limit, threads=self.settings.threads)
             yield connection
         finally:
             connection.close()

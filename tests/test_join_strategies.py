@@ -115,6 +115,12 @@ def in_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buckets, "_RANGE_ROWS", 64)
 
 
+def on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every join go in one piece, as one that does not fit into memory."""
+    monkeypatch.setattr(explanation, "_SORTED", 1e12)
+    monkeypatch.setattr(explanation, "_SPILLED", 1e30)
+
+
 def of_few_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every join look for its keys first."""
     monkeypatch.setattr(asof, "_LARGE_ROWS", 0)
@@ -141,7 +147,7 @@ def store(tmp_path: Path) -> FeatureStore:
     return store
 
 
-@pytest.mark.parametrize("force", [in_buckets, of_few_keys, given_up], ids=lambda force: force.__name__)
+@pytest.mark.parametrize("force", [in_buckets, on_disk, of_few_keys, given_up], ids=lambda force: force.__name__)
 @pytest.mark.parametrize("rows", [0, 1, 40, 300])
 @pytest.mark.parametrize("options", [{}, {"statuses": True}, {"as_of": "latest"}], ids=["plain", "statuses", "latest"])
 def test_every_way_gives_the_same_answers(
@@ -221,6 +227,18 @@ def test_a_bucket_is_joined_in_another_process(store: FeatureStore, tmp_path: Pa
         expected = store.get_historical_features(asked([T0 + 6 * HOUR] * 4, USERS), ["counts:n"]).to_arrow()["n"].to_pylist()
         assert [row[0] for row in found] == expected
         join_bucket(parts, plans, "nobody", 0)  # an empty one
+
+
+def test_a_join_on_disk_leaves_the_memory_limit_as_it_was(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the whole database's: lowered for a join and left so, it would be lower for each one after."""
+    with store:
+        (view, *_) = store.registry.views.values()
+        joined = store.get_historical_features(entity_rows(), [f"{view.name}:{view.features[0].name}"])
+        before = joined.explain().memory_limit_bytes
+        on_disk(monkeypatch)
+        for _ in range(3):
+            joined.to_arrow()
+        assert joined.explain().memory_limit_bytes == before
 
 
 def test_nothing_is_left_of_a_join_in_buckets(store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,15 +190,14 @@ def base_rows(writer: PartitionWriter, chain: Sequence[Partition], points: Chang
         tables = [stored_rows(view, writer.store, chain)]
     else:
         tables = [f"select * from {parquet([state.path])}", *([stored_rows(view, writer.store, since)] if since else [])]
-    named = "".join(f"{quote(name)} as {key}, " for key, name in zip(points.keys, view.entity.join_keys, strict=True))
     only = f" semi join {keys} using ({', '.join(points.keys)})" if points.keys and keys else ""
     history = f"({' union all by name '.join(tables)})"
     listed = "".join(f"{key}, " for key in points.keys)
     # Two narrow steps: of 1.2 million rows, 24 ms; with row_number over whole rows 50 ms.
-    newest = f"select {listed}max(event_timestamp) as event_timestamp from (select {named}event_timestamp from {history}){only}"
+    newest = f"select {listed}max(event_timestamp) as event_timestamp from (select {points.renamed}event_timestamp from {history}){only}"
     newest += f" group by {', '.join(points.keys)}" if points.keys else ""
     return (
-        f"select {listed}{points.accumulators}\nfrom (select {named}event_timestamp, {points.accumulators} from {history})\n"
+        f"select {listed}{points.accumulators}\nfrom (select {points.renamed}event_timestamp, {points.accumulators} from {history})\n"
         f"semi join ({newest}) using ({listed}event_timestamp)"
     )
 
@@ -266,12 +265,11 @@ class _Computation:
     def _carry(self, points: ChangePoints) -> None:
         """Keep the running totals at the last end, of the keys that have any."""
         names = "".join(f"{quote(name)}, " for name in self._view.entity.join_keys)
-        named = "".join(f"{quote(name)} as {key}, " for key, name in zip(points.keys, self._view.entity.join_keys, strict=True))
         newest = f"select {names}max(event_timestamp) as event_timestamp from temp.{RESULT} group by {names}true"
-        found = f"select {named}{points.accumulators} from temp.{RESULT} semi join ({newest}) using ({names}event_timestamp)"
+        found = f"select {points.renamed}{points.accumulators} from temp.{RESULT} semi join ({newest}) using ({names}event_timestamp)"
         found += f" where not {quote(TOMBSTONE)}"
         if self._is_built_on:
-            changed = f"select {named}true from temp.{RESULT}"
+            changed = f"select {points.renamed}true from temp.{RESULT}"
             same = points.same_keys("t", "c")
             found += f"\nunion all by name\nselect t.* from {_TOTALS} as t anti join ({changed}) as c on {same}"
         self._create(_NEXT, found)
@@ -333,8 +331,7 @@ class _Computation:
     def _repair(self, points: ChangePoints, inexact: str, aggregates: Sequence[Aggregate]) -> None:
         """Put in the sums and means of windows that hold values which no running total can."""
         view = self._view
-        named = "".join(f"{quote(name)} as {key}, " for key, name in zip(points.keys, view.entity.join_keys, strict=True))
-        self._create(_POINTS, f"select {named}epoch_us(event_timestamp) as __end from temp.{RESULT} where {inexact} <> 0")
+        self._create(_POINTS, f"select {points.renamed}epoch_us(event_timestamp) as __end from temp.{RESULT} where {inexact} <> 0")
         self._redo(Redone(points, aggregates, None))
         same = "".join(f" and t.{quote(name)} = r.{key}" for key, name in zip(points.keys, view.entity.join_keys, strict=True))
         values = ", ".join(f"{quote(one.name)} = r.{quote(one.name)}" for one in aggregates)

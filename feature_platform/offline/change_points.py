@@ -92,6 +92,11 @@ class ChangePoints:
         """Our names of the join keys."""
         return [f"__key{index}" for index in range(len(self.view.entity.keys))]
 
+    @cached_property
+    def renamed(self) -> str:
+        """The join keys under our names, as a SQL list with a comma behind each."""
+        return "".join(f"{quote(name)} as {key}, " for key, name in zip(self.keys, self.view.entity.join_keys, strict=True))
+
     def _listed(self, alias: str = "") -> str:
         """Return the keys, each with a comma behind it."""
         return "".join(f"{alias}{key}, " for key in self.keys)
