@@ -26,9 +26,9 @@ def run(*, events: dict[str, Any], root: str, hours: int, of: int, **_: Any) -> 
     shape, folder = Events(**events), Path(root) / "raw"
     folder.mkdir(exist_ok=True)
     files = [str(folder / f"{number}.parquet") for number in range(1, hours + 1)]
+    started = time.perf_counter()
     with duckdb.connect() as connection:
         connection.execute("set TimeZone = 'UTC'")
-        started = time.perf_counter()
         for number, file in enumerate(files, start=1):
             connection.execute(f"copy ({state(shape, root, number)}) to '{file}' (format parquet, compression zstd)")
         seconds, peak = (time.perf_counter() - started) / hours * of, peak_rss_mb()

@@ -182,17 +182,19 @@ def base_rows(writer: PartitionWriter, chain: Sequence[Partition], points: Chang
         points: Names the keys and the accumulators.
         keys: A table of the keys that are wanted; None for all.
     """
-    view = writer.view
+    view, listed = writer.view, "".join(f"{key}, " for key in points.keys)
     state = newest_state(view, writer.store, chain[-1].end)
     since = [one for one in chain if state is None or one.end > state.until]
     # A state from before the chain spares nothing, and one from before a full file in it holds keys that ended with that.
     if state is None or len(since) == len(chain) or any(one.is_full for one in since):
-        tables = [stored_rows(view, writer.store, chain)]
+        tables, has_one_row_a_key = [stored_rows(view, writer.store, chain)], len(chain) == 1
     else:
-        tables = [f"select * from {parquet([state.path])}", *([stored_rows(view, writer.store, since)] if since else [])]
+        tables, has_one_row_a_key = [f"select * from {parquet([state.path])}"], not since
+        tables += [stored_rows(view, writer.store, since)] if since else []
     only = f" semi join {keys} using ({', '.join(points.keys)})" if points.keys and keys else ""
     history = f"({' union all by name '.join(tables)})"
-    listed = "".join(f"{key}, " for key in points.keys)
+    if has_one_row_a_key:
+        return f"select {listed}{points.accumulators}\nfrom (select {points.renamed}{points.accumulators} from {history}){only}"
     # Two narrow steps: of 1.2 million rows, 24 ms; with row_number over whole rows 50 ms.
     newest = f"select {listed}max(event_timestamp) as event_timestamp from (select {points.renamed}event_timestamp from {history}){only}"
     newest += f" group by {', '.join(points.keys)}" if points.keys else ""
