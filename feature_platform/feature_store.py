@@ -195,7 +195,7 @@ class FeatureStore:
             progress: As in `materialize`.
         """
         for view in self._views(views):
-            stored = self.online.get_many([ViewCodec(self.settings.project, view).meta_key])[0]
+            stored = self.online.get_many([ViewCodec(self.settings.project, view).meta_key], patient=True)[0]
             meta = read_meta(stored, even_if_broken=True)
             self.offline.raise_generation(view, above=meta.generation if meta else 0)
         return self._materialize(views, now, again=True, progress=progress)

@@ -123,7 +123,7 @@ def materialize_view(
     codec = ViewCodec(project, view)
     with store.materializing(view):
         generation = store.generation(view)
-        stored = online.get_many([codec.meta_key])[0]
+        stored = online.get_many([codec.meta_key], patient=True)[0]
         current = read_meta(stored, even_if_broken=again)
         if current and current.generation > generation:
             message = (
@@ -307,7 +307,7 @@ class _Push:
     def _differing(self, items: Iterator[tuple[bytes, bytes]], before: ViewMeta) -> Iterator[tuple[bytes, bytes]]:
         """Leave out what readers find online already; the generation alone is no difference."""
         while some := list(islice(items, _COMPARED_KEYS)):
-            for (key, value), stored in zip(some, self._online.get_many([key for key, _ in some]), strict=True):
+            for (key, value), stored in zip(some, self._online.get_many([key for key, _ in some], patient=True), strict=True):
                 if _reads_alike(value, stored, before):
                     self.unchanged += 1
                 else:

@@ -39,6 +39,7 @@ class Settings:
         offline_root: Folder of the Parquet history.
         online_root: Folder of the embedded online store.
         redis_url: A server to use instead of the embedded one.
+        read_deadline_ms: For one read of the online store, in milliseconds.
         registry: Where the registry is, as `module:attribute`.
         memory_limit: DuckDB's, as in "1GB"; None leaves its default.
         threads: DuckDB's; None is one a core.
@@ -56,6 +57,7 @@ class Settings:
     offline_root: Path = Path("data/features")
     online_root: Path = Path("data/online")
     redis_url: str | None = field(default=None, repr=False)
+    read_deadline_ms: int = 50
     registry: str | None = None
     memory_limit: str | None = None
     threads: int | None = None
@@ -77,7 +79,7 @@ class Settings:
         if not self.project or not set(self.project) <= _SAFE_PROJECT:
             message = f"project {self.project!r} is not safe as a key prefix.\nUse letters, digits, '_', '-' and '.'."
             raise SettingsError(message, field="project")
-        for name in ("max_entities", "max_body_bytes"):
+        for name in ("max_entities", "max_body_bytes", "read_deadline_ms"):
             if getattr(self, name) < 1:
                 message = f"{name} must be at least 1, not {getattr(self, name)}."
                 raise SettingsError(message, field=name)

@@ -166,7 +166,7 @@ class _Measuring:
     def once(self) -> SkewReport | None:
         """Compare once; None where something moved meanwhile."""
         view = self._view
-        meta = self._meta(self._online.get_many([self._codec.meta_key])[0])
+        meta = self._meta(self._online.get_many([self._codec.meta_key], patient=True)[0])
         if meta is None:
             return self.refused(None, f"the online store holds nothing of it: push it first (run the asset online/{view.name})")
         if meta.definition != view.definition_hash:
@@ -178,9 +178,9 @@ class _Measuring:
         rows = self._keys(partitions, watermark)
         read = plan_online_read(Registry([view]), self._codec.project, [f"{view.name}:{name}" for name in view.feature_by_name], rows)
         offline = self._offline(rows, watermark)
-        values = self._online.get_many(read.keys)
+        values = self._online.get_many(read.keys, patient=True)
         # Once more after the values: a push that ends in between may have swept what the meta before them still counts.
-        after = self._meta(self._online.get_many([self._codec.meta_key])[0])
+        after = self._meta(self._online.get_many([self._codec.meta_key], patient=True)[0])
         if any(_moved(meta, other) for other in (self._meta(values[0]), after)) or self._counted(watermark) != partitions:
             return None
         served = read.answer(values, watermark).rows

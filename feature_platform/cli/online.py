@@ -223,7 +223,7 @@ def _online_metas(project: Project) -> tuple[str, dict[str, ViewMeta]]:
         where = online_address(settings.redis_url)
     views = list(project.registry.views.values())
     with open_online_store(settings) as store:
-        values = store.get_many([ViewCodec(settings.project, view).meta_key for view in views])
+        values = store.get_many([ViewCodec(settings.project, view).meta_key for view in views], patient=True)
     return where, {view.name: ViewMeta.from_bytes(value) for view, value in zip(views, values, strict=True) if value is not None}
 
 

@@ -88,7 +88,7 @@ def trace_value(
     keys = {name: entity[name] for name in view.entity.join_keys}
     # By its full name, which no join key has.
     plan = plan_online_read(registry, settings.project, [str(ref)], [keys], full_feature_names=True)
-    stored_meta, stored = online.get_many(plan.keys)
+    stored_meta, stored = online.get_many(plan.keys, patient=True)
     history = _History(OfflineStore(settings.offline_root), view, ref.feature.name, keys)
     if stored_meta is None:
         known = history.newest()

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Mapping
 from datetime import date
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 import pyarrow as pa
@@ -28,10 +28,13 @@ if TYPE_CHECKING:
 
     from feature_platform.model import FeatureView
 
-__all__ = ["TOMBSTONE", "StoredRow", "ViewCodec", "ViewMeta"]
+__all__ = ["TOMBSTONE", "Places", "StoredRow", "ViewCodec", "ViewMeta"]
 
 TOMBSTONE: Final = "__tombstone"
 """Name of the optional column that says which keys lose their value."""
+
+Places: TypeAlias = "Mapping[str, tuple[int, Callable[[Any], Any] | None]]"
+"""Feature to the index of its item in a row, and the function from what msgpack carries; None where they are the same."""
 
 _ROWS_PER_SLICE: Final = 50_000
 _decode = msgspec.msgpack.Decoder().decode
@@ -78,7 +81,7 @@ class ViewCodec:
         self._prefix = layout.key_prefix(project, view.entity.name)
         self._suffix = layout.key_suffix(view.name)
         own = {name: (index + layout.HEAD_ITEMS, dtype.from_wire) for index, (name, dtype) in enumerate(self.dtypes.items())}
-        self._columns = {self.definition: own}
+        self._columns: dict[str, Places] = {self.definition: own}
 
     @property
     def schema(self) -> list[tuple[str, str]]:
@@ -155,22 +158,34 @@ class ViewCodec:
         Raises:
             OnlineStoreError: It is not a value of ours.
         """
-        try:
-            items = _decode(value)
-            generation, micros, definition, is_tombstone = items[: layout.HEAD_ITEMS]
-        except (msgspec.DecodeError, TypeError, ValueError) as exc:
-            message = f"a value of view {self.view.name!r} in the online store cannot be read.\nRun 'fp rebuild-online' to write it again."
-            raise OnlineStoreError(message) from exc
+        items = self.decode_items(value)
+        generation, micros, definition, is_tombstone = items[: layout.HEAD_ITEMS]
         if is_tombstone:
             return StoredRow(generation, micros, definition, is_tombstone, {})
         values = {}
-        for name, (index, from_wire) in self._columns_of(definition, schemas).items():
+        for name, (index, from_wire) in self.columns_of(definition, schemas).items():
             item = items[index]
             values[name] = item if item is None or from_wire is None else from_wire(item)
         return StoredRow(generation, micros, definition, is_tombstone, values)
 
-    def _columns_of(self, definition: str, schemas: Schemas | None) -> dict[str, tuple[int, Callable[[Any], Any] | None]]:
-        """Map the view's features by name to where rows of a definition hold them."""
+    def decode_items(self, value: bytes) -> list[Any]:
+        """
+        Return what msgpack holds in a stored value: the head's items, then those that `columns_of` finds.
+
+        Raises:
+            OnlineStoreError: It is not a value of ours.
+        """
+        try:
+            items: list[Any] = _decode(value)
+            if type(items[layout.DEFINITION_ITEM]) is str and type(items[layout.TIME_ITEM]) is int:
+                return items
+        except (msgspec.DecodeError, TypeError, LookupError):
+            pass
+        message = f"a value of view {self.view.name!r} in the online store cannot be read.\nRun 'fp rebuild-online' to write it again."
+        raise OnlineStoreError(message)
+
+    def columns_of(self, definition: str, schemas: Schemas | None) -> Places:
+        """Return where a definition's rows hold the view's features; not those that it lacks, or has as another dtype."""
         known = self._columns.get(definition)
         if known is not None:
             return known

@@ -2,17 +2,20 @@
 The address of a Redis: what URLs mean, and clients tuned for serving.
 
 redis-py's defaults suit a worker, not a server of requests: a frozen Redis blocks a call for 40 s, a dead one for 3.7 s
-(ten retries with a backoff). Here timeouts are short and there is one retry, which a restarted server costs. Knows no keys.
+(ten retries with a backoff). Here timeouts are short, and a connection that is
+lost, as by a restart of the server, is opened once more. Knows no keys.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+import asyncio
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 from urllib.parse import unquote
 
 import redis.asyncio
-from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.cluster import ClusterNode as AsyncClusterNode
 from redis.asyncio.cluster import RedisCluster as AsyncRedisCluster
 from redis.asyncio.retry import Retry as AsyncRetry
@@ -30,6 +33,7 @@ from redis.exceptions import (
     ReadOnlyError,
     RedisClusterException,
     RedisError,
+    ResponseError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -39,16 +43,18 @@ from redis.sentinel import Sentinel
 from feature_platform.errors import OnlineStoreError, SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-__all__ = ["CLIENT_ERRORS", "Address", "Tuning", "aclose", "close", "explain"]
+__all__ = ["CLIENT_ERRORS", "READS", "WRITES", "Address", "Endpoint", "Tuning", "close", "explain", "reply_error"]
+
+P = TypeVar("P", bound=asyncio.BaseProtocol)
 
 CLIENT_ERRORS: Final = (RedisError, RedisClusterException, OSError)
 """All that a redis-py client raises when a server does not answer or refuses."""
 
 Client: TypeAlias = Any
-"""A redis-py client, of one server or a cluster, blocking or async: their types have no common ground."""
+"""A redis-py client, of one server or a cluster: their types have no common ground."""
 
 _FORMS = (
     "Write redis://[user:password@]host:port/0, rediss://... (TLS), unix:///path/to.sock, redis+cluster://host:port,host:port "
@@ -56,6 +62,8 @@ _FORMS = (
 )
 _SCHEMES = frozenset({"redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel"})
 _PORTS = {"sentinel": 26379}
+# Not timeouts: a deadline that may pass twice is none.
+_RETRIED = (RedisConnectionError,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +72,7 @@ class Tuning:
     How long a client waits, and how many connections it holds.
 
     Attributes:
-        timeout_seconds: For one answer; it is asked once more before the call fails.
+        timeout_seconds: For one answer.
         connect_timeout_seconds: For a connection.
         max_connections: At most; a call waits for a free one, no longer than for an answer.
     """
@@ -163,7 +171,7 @@ class Address:
         of threads is the limit.
         """
         options = {**tuning.options(), **self.options}
-        retry = Retry(NoBackoff(), 1)
+        retry = Retry(NoBackoff(), 1, _RETRIED)
         if self.kind == "cluster":
             nodes = [ClusterNode(host, port) for host, port in self.nodes]  # type: ignore[no-untyped-call]
             return RedisCluster(startup_nodes=nodes, retry=retry, **options)
@@ -175,44 +183,94 @@ class Address:
         )
         return redis.Redis.from_pool(pool)
 
-    def async_client(self, tuning: Tuning) -> Client:
+    def async_cluster(self, tuning: Tuning) -> Client:
         """
-        Return a client that belongs to the running event loop and has not connected yet.
+        Return a client of the cluster that belongs to the running event loop and has not connected yet.
 
-        For the reason above, no more than `max_connections` calls at once may ask a cluster, or what sentinels name.
+        For the reason above, no more than `max_connections` calls at once may ask it.
         """
-        options = {**tuning.options(), **self.options}
-        retry = AsyncRetry(NoBackoff(), 1)
-        if self.kind == "cluster":
-            nodes = [AsyncClusterNode(host, port) for host, port in self.nodes]
-            return AsyncRedisCluster(startup_nodes=nodes, retry=retry, **{"max_connections": tuning.max_connections, **options})
+        nodes = [AsyncClusterNode(host, port) for host, port in self.nodes]
+        options = {"max_connections": tuning.max_connections, **tuning.options(), **self.options}
+        return AsyncRedisCluster(startup_nodes=nodes, retry=AsyncRetry(NoBackoff(), 1, _RETRIED), **options)
+
+    async def endpoint(self) -> Endpoint:
+        """Return the server, or the primary that the sentinels name now."""
+        options = self.options
+        host, port = options.get("host", "localhost"), options.get("port", _PORTS.get("", 6379))
         if self.kind == "sentinel":
-            sentinel: Any = AsyncSentinel(self.nodes, sentinel_kwargs=tuning.options(), **options)  # type: ignore[no-untyped-call]
-            return sentinel.master_for(self.service, retry=retry, max_connections=tuning.max_connections)
-        # parse_url names the blocking classes; the async ones have the same names.
-        options["connection_class"] = getattr(redis.asyncio, options.get("connection_class", redis.Connection).__name__)
-        pool = redis.asyncio.BlockingConnectionPool(
-            **{"max_connections": tuning.max_connections, "timeout": tuning.timeout_seconds, "retry": retry, **options}
-        )
-        return AsyncRedis.from_pool(pool)
+            sentinel: Any = AsyncSentinel(self.nodes, sentinel_kwargs=READS.options(), **options)  # type: ignore[no-untyped-call]
+            try:
+                host, port = await sentinel.discover_master(self.service)
+            finally:
+                await sentinel.aclose()
+        tls = None
+        if options.get("ssl") or issubclass(options.get("connection_class", redis.Connection), redis.SSLConnection):
+            wanted = {name: value for name, value in options.items() if name.startswith("ssl_")}
+            tls = redis.asyncio.SSLConnection(**wanted).ssl_context.get()
+        greeting: list[tuple[bytes, ...]] = []
+        if (password := options.get("password")) is not None:
+            user = options.get("username")
+            greeting.append((b"AUTH", *([user.encode()] if user else []), password.encode()))
+        if options.get("db"):
+            greeting.append((b"SELECT", b"%d" % options["db"]))
+        if options.get("client_name"):
+            greeting.append((b"CLIENT", b"SETNAME", options["client_name"].encode()))
+        return Endpoint(options.get("path"), host, port, tls, greeting)
+
+    def tuned(self, tuning: Tuning) -> Tuning:
+        """Return a tuning with what the URL says of it put in."""
+        names = {"socket_timeout": "timeout_seconds", "socket_connect_timeout": "connect_timeout_seconds"}
+        return replace(tuning, **{ours: self.options[theirs] for theirs, ours in names.items() if theirs in self.options})
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """
+    One server.
+
+    Attributes:
+        path: Of its unix socket; None for TCP.
+        host: For TCP.
+        port: For TCP.
+        tls: None for none.
+        greeting: Commands that a new connection begins with.
+    """
+
+    path: str | None
+    host: str
+    port: int
+    tls: ssl.SSLContext | None
+    greeting: Sequence[tuple[bytes, ...]] = field(repr=False)
+
+    async def open(self, protocol: Callable[[], P]) -> P:
+        """Return a protocol that is connected; `greeting` is its own to send."""
+        loop = asyncio.get_running_loop()
+        if self.path is not None:
+            return (await loop.create_unix_connection(protocol, self.path))[1]
+        return (await loop.create_connection(protocol, self.host, self.port, ssl=self.tls))[1]
+
+
+def reply_error(text: str) -> RedisError:
+    """Return the error of redis-py's that a server's error reply means."""
+    code, _, rest = text.partition(" ")
+    return _REPLIES[code](rest) if code in _REPLIES else ResponseError(text)
+
+
+_REPLIES: Final[Mapping[str, type[RedisError]]] = {
+    "LOADING": BusyLoadingError,
+    "NOAUTH": AuthenticationError,
+    "NOPERM": NoPermissionError,
+    "OOM": OutOfMemoryError,
+    "READONLY": ReadOnlyError,
+    "WRONGPASS": AuthenticationError,
+}
 
 
 def close(client: Client) -> None:
     """Close a client's connections, those to sentinels too, which redis-py leaves to us."""
     client.close()
-    if (sentinel := _sentinel(client)) is not None:
+    if (sentinel := getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)) is not None:
         sentinel.close()
-
-
-async def aclose(client: Client) -> None:
-    """Close an async client's connections likewise."""
-    await client.aclose()
-    if (sentinel := _sentinel(client)) is not None:
-        await sentinel.aclose()
-
-
-def _sentinel(client: Client) -> Any:  # noqa: ANN401 - blocking or async
-    return getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
 
 
 class _MalformedError(ValueError):

@@ -11,10 +11,12 @@ import struct
 from typing import Final, NamedTuple
 
 __all__ = [
+    "DEFINITION_ITEM",
     "GENERATION",
     "HEAD_ITEMS",
     "HEAD_SIZE",
     "TIME",
+    "TIME_ITEM",
     "Head",
     "escape",
     "key_pattern",
@@ -31,6 +33,8 @@ _HEAD: Final = struct.Struct(">BHBQBqB16s?")
 _ARRAY16, _UINT64, _INT64, _FIXSTR16, _FALSE = 0xDC, 0xCF, 0xD3, 0xB0, 0xC2
 HEAD_SIZE: Final = _HEAD.size
 HEAD_ITEMS: Final = 4
+TIME_ITEM: Final = 1
+DEFINITION_ITEM: Final = 2
 GENERATION: Final = slice(4, 12)
 TIME: Final = slice(13, 21)
 _GLOB = re.compile(r"([*?\[\]\\^])")

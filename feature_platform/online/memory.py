@@ -29,7 +29,7 @@ class MemoryOnlineStore:
         self._deadlines: dict[bytes, float] = {}
         self._lock = threading.Lock()
 
-    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+    def get_many(self, keys: Sequence[bytes], *, patient: bool = False) -> list[bytes | None]:  # noqa: ARG002 - nothing is waited for
         """Return the value of each key, in order."""
         with self._lock:
             if self._deadlines:

@@ -24,15 +24,18 @@ def open_online_store(settings: Settings) -> OnlineStore:
     Raises:
         SettingsError: The URL is malformed.
     """
+    from feature_platform.online.connections import Tuning  # noqa: PLC0415 - loads redis-py
+
+    reads = Tuning(timeout_seconds=settings.read_deadline_ms / 1000)
     # Each store is imported where it is wanted: the embedded one needs a wheel that a server on the network does not.
     if settings.redis_url is None:
         from feature_platform.online.embedded import EmbeddedOnlineStore  # noqa: PLC0415
 
-        return EmbeddedOnlineStore(settings.online_root)
+        return EmbeddedOnlineStore(settings.online_root, reads=reads)
     if settings.redis_url == MEMORY_URL:
         from feature_platform.online.memory import MemoryOnlineStore  # noqa: PLC0415
 
         return MemoryOnlineStore()
     from feature_platform.online.redis import RedisOnlineStore  # noqa: PLC0415
 
-    return RedisOnlineStore.from_url(settings.redis_url)
+    return RedisOnlineStore.from_url(settings.redis_url, reads=reads)

@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import struct
 import threading
-from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar
 
@@ -19,12 +18,15 @@ from redis.exceptions import NoScriptError
 from feature_platform.online import connections
 from feature_platform.online.connections import CLIENT_ERRORS, READS, WRITES, Address, Tuning, explain
 from feature_platform.online.layout import key_pattern
+from feature_platform.online.multiplexed import MultiplexedReads
 from feature_platform.online.scripts import KEYS_PER_CALL, PUT, SWEEP, Script
 from feature_platform.online.store import WriteCounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
+
+    from feature_platform.online.connections import Endpoint
 
 __all__ = ["RedisOnlineStore"]
 
@@ -56,7 +58,7 @@ class RedisOnlineStore:
         self._address = address
         self._tuning = {"read": reads, "write": WRITES}
         self._clients: dict[str, Client] = {}
-        self._async: _LoopClient | None = None
+        self._async: MultiplexedReads | _ClusterReads | None = None
         self._lock = threading.Lock()
 
     @classmethod
@@ -88,19 +90,24 @@ class RedisOnlineStore:
         """Name the address, without user and password."""
         return f"{type(self).__name__}({self._address.shown})"
 
-    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+    def get_many(self, keys: Sequence[bytes], *, patient: bool = False) -> list[bytes | None]:
         """Return the value of each key, in order; metas that stand in front are read no later than what follows them."""
         found: list[bytes | None] = []
         for chunk in self._chunks(keys):
-            found += self._ask("read", "read", lambda client, chunk=chunk: self._mget(client)(chunk))  # type: ignore[misc]
+            found += self._ask("write" if patient else "read", "read", lambda client, chunk=chunk: self._mget(client)(chunk))  # type: ignore[misc]
         return found
 
     async def get_many_async(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the same without blocking the event loop."""
-        found: list[bytes | None] = []
-        for chunk in self._chunks(keys):
-            found += await self._mget_async(chunk)
-        return found
+        reads = self._async
+        if reads is None or reads.loop is not asyncio.get_running_loop():
+            reads = self._async = self._async_reads()
+        try:
+            if len(keys) <= _KEYS_PER_READ and self._address.kind != "cluster":
+                return await reads.mget(keys)
+            return [value for chunk in self._chunks(keys) for value in await reads.mget(chunk)]
+        except CLIENT_ERRORS as exc:
+            raise explain(exc, "read", self._address.shown) from exc
 
     def put_many(self, items: Iterable[tuple[bytes, bytes]], *, expire_seconds: int | None = None) -> WriteCounts:
         """Write every value that is not older than the one under its key."""
@@ -158,9 +165,9 @@ class RedisOnlineStore:
     async def aclose(self) -> None:
         """Close all connections; the async ones belong to the event loop that used them."""
         self.close()
-        held, self._async = self._async, None
-        if held is not None and held.client is not None and held.loop is asyncio.get_running_loop():
-            await connections.aclose(held.client)
+        reads, self._async = self._async, None
+        if reads is not None and reads.loop is asyncio.get_running_loop():
+            await reads.aclose()
 
     def __enter__(self) -> Self:
         """Return the store; it connects when it is used."""
@@ -189,19 +196,15 @@ class RedisOnlineStore:
                 self._clients[kind] = self._open().client(self._tuning[kind])
             return self._clients[kind]
 
-    async def _asked(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        loop = asyncio.get_running_loop()
-        if self._async is None or self._async.loop is not loop:
-            self._async = _LoopClient(loop, asyncio.Semaphore(self._tuning["read"].max_connections), asyncio.Lock())
-        held = self._async
-        if held.client is None:
-            async with held.opening:  # redis-py's cluster client breaks when it meets its nodes twice at once
-                if held.client is None:
-                    client = (await asyncio.to_thread(self._open)).async_client(self._tuning["read"])
-                    await client.initialize()
-                    held.client = client
-        async with held.gate:
-            return await self._mget(held.client)(keys)  # type: ignore[no-any-return]
+    def _async_reads(self) -> MultiplexedReads | _ClusterReads:
+        tuning = self._address.tuned(self._tuning["read"])
+        if self._address.kind == "cluster":
+            return _ClusterReads(self._address, tuning)
+
+        async def locate() -> Endpoint:
+            return await (await asyncio.to_thread(self._open)).endpoint()
+
+        return MultiplexedReads(locate, tuning)
 
     def _ask(self, kind: Literal["read", "write"], what: str, question: Callable[[Client], T]) -> T:
         try:
@@ -213,17 +216,6 @@ class RedisOnlineStore:
             return question(self._client(kind))
         except CLIENT_ERRORS as exc:
             raise explain(exc, what, self._address.shown) from exc
-
-    async def _mget_async(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        try:
-            return await self._asked(keys)
-        except CLIENT_ERRORS as exc:
-            if not await asyncio.to_thread(self._revive, exc):
-                raise explain(exc, "read", self._address.shown) from exc
-        try:
-            return await self._asked(keys)
-        except CLIENT_ERRORS as exc:
-            raise explain(exc, "read", self._address.shown) from exc
 
     def _mget(self, client: Client) -> Callable[[Sequence[bytes]], Any]:
         return client.mget_nonatomic if self._address.kind == "cluster" else client.mget  # type: ignore[no-any-return]
@@ -272,14 +264,33 @@ class RedisOnlineStore:
                     break
 
 
-@dataclass
-class _LoopClient:
-    """The async client of one event loop."""
+class _ClusterReads:
+    """Reads of one event loop, which asks the nodes of a cluster through redis-py."""
 
-    loop: asyncio.AbstractEventLoop
-    gate: asyncio.Semaphore
-    opening: asyncio.Lock
-    client: Client = None
+    def __init__(self, address: Address, tuning: Tuning) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._address, self._tuning = address, tuning
+        self._gate, self._opening = asyncio.Semaphore(tuning.max_connections), asyncio.Lock()
+        self._client: Client = None
+
+    async def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the value of each key, in order."""
+        async with asyncio.timeout(self._tuning.timeout_seconds), self._gate:
+            return await (self._client or await self._opened()).mget_nonatomic(keys)  # type: ignore[no-any-return]
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    async def _opened(self) -> Client:
+        async with self._opening:  # redis-py's client breaks when it meets its nodes twice at once
+            if self._client is None:
+                client = self._address.async_cluster(self._tuning)
+                await client.initialize()
+                self._client = client
+            return self._client
 
 
 def _batches(items: Iterable[tuple[bytes, bytes]], size: int) -> Iterator[dict[bytes, bytes]]:

@@ -8,20 +8,21 @@ is too old, what a default replaces. Knows no server.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 import pyarrow as pa
 
 from feature_platform.dtypes import MICROSECOND, Dtype, from_micros, to_micros
-from feature_platform.errors import NameClashError, NotMaterializedError
-from feature_platform.model import FeatureStatus, FeatureView
-from feature_platform.online.codec import ViewCodec
+from feature_platform.errors import NameClashError, NotMaterializedError, OnlineStoreError
+from feature_platform.model import FeatureService, FeatureStatus, FeatureView
+from feature_platform.online.codec import Places, ViewCodec
 from feature_platform.online.entity_rows import EntityRows, checked_rows
-from feature_platform.online.layout import Head, read_head
+from feature_platform.online.layout import DEFINITION_ITEM, HEAD_ITEMS, TIME_ITEM, read_head
 from feature_platform.online.meta import ViewMeta
 
 if TYPE_CHECKING:
@@ -33,12 +34,15 @@ if TYPE_CHECKING:
     from feature_platform.registry import FeatureRef, Features, Registry
 
 __all__ = [
+    "Column",
     "EntityRows",
     "FeatureStatus",
     "FeatureValue",
     "OnlineFeatures",
+    "OnlineQuestion",
     "OnlineRead",
     "ViewProvenance",
+    "online_question",
     "plan_online_read",
     "read_online",
 ]
@@ -95,30 +99,55 @@ class ViewProvenance(msgspec.Struct, frozen=True):
         )
 
 
-@dataclass(frozen=True, slots=True)
+class Column(NamedTuple):
+    """
+    The answers of one feature, one per entity row; `FeatureValue` says what they mean.
+
+    Attributes:
+        values: With the defaults put in.
+        statuses: Of each value.
+        times: UTC microseconds of each event; columns of one view share the list where they can.
+    """
+
+    values: list[Any]
+    statuses: list[FeatureStatus]
+    times: list[int | None]
+
+
+@dataclass(frozen=True)
 class OnlineFeatures:
     """
-    The answers, one row per entity row, in the order asked.
+    The answers, one per entity row, in the order asked.
 
     Attributes:
         names: Result columns: the bare feature name, or `view__feature`.
         entity_rows: The join keys asked about.
-        rows: By result column.
+        columns: The answers, by result column.
         dtypes: Of join keys and result columns.
         views: By view, where its values come from; None unless it was asked for.
     """
 
     names: tuple[str, ...]
     entity_rows: list[dict[str, Any]]
-    rows: list[Row]
+    columns: dict[str, Column]
     dtypes: dict[str, Dtype] = field(repr=False)
     views: dict[str, ViewProvenance] | None = None
 
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The answers by row, then by result column; made when first asked for."""
+        columns = []
+        for name in self.names:
+            values, statuses, times = self.columns[name]
+            instants = [None if time is None else from_micros(time) for time in times]
+            columns.append(list(map(FeatureValue, values, statuses, instants)))
+        return [dict(zip(self.names, row, strict=True)) for row in zip(*columns, strict=True)]
+
     def to_dict(self) -> dict[str, list[Any]]:
         """Return columns: join keys first, then the features."""
-        keys = [name for name in self.dtypes if name not in self.names]
+        keys = [name for name in self.dtypes if name not in self.columns]
         columns: dict[str, list[Any]] = {name: [row[name] for row in self.entity_rows] for name in keys}
-        return columns | {name: [row[name].value for row in self.rows] for name in self.names}
+        return columns | {name: self.columns[name].values for name in self.names}
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the same as a DataFrame; ints, bools and strs are nullable there, so that nothing turns into a float."""
@@ -127,17 +156,69 @@ class OnlineFeatures:
         columns = {}
         for name, values in self.to_dict().items():
             columns[name] = pd.Series(values, dtype=_pandas_dtype(self.dtypes[name]), name=name)
-        return pd.DataFrame(columns, index=pd.RangeIndex(len(self.rows)))
+        return pd.DataFrame(columns, index=pd.RangeIndex(len(self.entity_rows)))
 
 
-@dataclass(frozen=True, slots=True)
-class _ViewRead:
-    """The part of a read that one view answers; `places` are where its values stand, one per entity row."""
+class OnlineQuestion:
+    """
+    The features of a question, resolved: made once, asked about any rows.
 
-    codec: ViewCodec
-    refs: list[FeatureRef]
-    places: Sequence[int]
-    not_found: Row
+    Args:
+        registry: Declares the features.
+        project: Prefix of the keys.
+        features: References, a service, or a service's name.
+        full_feature_names: Whether result columns are named `view__feature`.
+
+    Attributes:
+        refs: The features, in the order asked.
+        join_keys: That rows must have.
+
+    Raises:
+        UnknownNameError: A feature or service that is not declared.
+        RegistryError: A bare name that several views have, or no feature at all.
+        NameClashError: Two result columns, or one and a join key, would have one name.
+    """
+
+    def __init__(self, registry: Registry, project: str, features: Features, *, full_feature_names: bool = False) -> None:
+        self.refs = registry.resolve(features, full_feature_names=full_feature_names)
+        self.join_keys = registry.join_keys(self.refs)
+        for ref in self.refs:
+            if ref.column in self.join_keys:
+                message = f"feature {ref} has the name of a join key.\nUse full_feature_names=True."
+                raise NameClashError(message, name=ref.column)
+        by_view: dict[str, list[FeatureRef]] = {}
+        for ref in self.refs:
+            by_view.setdefault(ref.view.name, []).append(ref)
+        self._views = [_ViewReader(_codec(registry, project, refs[0].view), refs) for refs in by_view.values()]
+        self._metas = [view.codec.meta_key for view in self._views]
+        self._names = tuple(ref.column for ref in self.refs)
+        self._dtypes = self.join_keys | {ref.column: ref.feature.type for ref in self.refs}
+
+    def read(self, rows: list[dict[str, Any]]) -> OnlineRead:
+        """Return the read of some rows, whose join keys have been checked."""
+        keys, places = list(self._metas), []
+        for view in self._views:
+            # A global view has one key, however many rows ask for it.
+            first, asked = len(keys), rows if view.codec.view.entity.join_keys else rows[:1]
+            entity_key = view.codec.entity_key
+            keys += [entity_key(row) for row in asked]
+            places.append(slice(first, len(keys)))
+        return OnlineRead(self, rows, keys, places)
+
+    def answer(self, read: OnlineRead, values: Sequence[bytes | None], now: datetime, *, metadata: bool) -> OnlineFeatures:
+        """Return the answers of one of its reads; see `OnlineRead.answer`."""
+        micros = to_micros(now)
+        found: dict[str, Column] = {}
+        provenance: dict[str, ViewProvenance] | None = {} if metadata else None
+        for view, value, place in zip(self._views, values, read.places, strict=False):  # the metas come first
+            if value is None:
+                raise NotMaterializedError(view.codec.view.name)
+            meta = _read_meta(value)
+            stored = values[place]
+            view.answer(stored if len(stored) == len(read.rows) else list(stored) * len(read.rows), meta, micros, found)
+            if provenance is not None:
+                provenance[view.codec.view.name] = ViewProvenance.of(meta, now)
+        return OnlineFeatures(self._names, read.rows, found, self._dtypes, provenance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,14 +227,16 @@ class OnlineRead:
     A read that has been checked and only waits for its values.
 
     Attributes:
+        question: Whose it is.
+        rows: The join keys asked about.
         keys: What to get: the metas of the views, then the rows.
+        places: Where each view's rows stand in them.
     """
 
+    question: OnlineQuestion
+    rows: list[dict[str, Any]]
     keys: list[bytes]
-    _names: tuple[str, ...]
-    _entity_rows: list[dict[str, Any]]
-    _views: list[_ViewRead]
-    _dtypes: dict[str, Dtype]
+    places: list[slice]
 
     def answer(self, values: Sequence[bytes | None], now: datetime, *, metadata: bool = False) -> OnlineFeatures:
         """
@@ -168,20 +251,32 @@ class OnlineRead:
             NotMaterializedError: A view has no meta.
             OnlineStoreError: A value cannot be read.
         """
-        rows: list[Row] = [dict.fromkeys(self._names, _NOTHING) for _ in self._entity_rows]
-        now_micros = to_micros(now)
-        views: dict[str, ViewProvenance] | None = {} if metadata else None
-        for view, value in zip(self._views, values, strict=False):  # the metas come first
-            if value is None:
-                raise NotMaterializedError(view.codec.view.name)
-            meta = _read_meta(value)
-            _fill(rows, view, meta, values, now_micros)
-            if views is not None:
-                views[view.codec.view.name] = ViewProvenance.of(meta, now)
-        return OnlineFeatures(self._names, self._entity_rows, rows, self._dtypes, views)
+        return self.question.answer(self, values, now, metadata=metadata)
 
 
-_NOTHING: Final = FeatureValue(None, FeatureStatus.NOT_FOUND)
+def online_question(registry: Registry, project: str, features: Features, *, full_feature_names: bool = False) -> OnlineQuestion:
+    """Return the question about some features, kept as long as its registry: making one costs more than a read. Raises as it does."""
+    kept = _questions.setdefault(registry, {})
+    asked: Hashable
+    if isinstance(features, str):
+        asked = features
+    elif isinstance(features, FeatureService):
+        asked = features.name if registry.services.get(features.name) is features else None
+    else:
+        asked = tuple(features) if isinstance(features, (list, tuple)) else None
+    if asked is None:
+        return OnlineQuestion(registry, project, features, full_feature_names=full_feature_names)
+    key = (project, asked, full_feature_names)
+    try:
+        question = kept.get(key)
+    except TypeError:  # something in the list is no name, and is refused by it
+        return OnlineQuestion(registry, project, features, full_feature_names=full_feature_names)
+    if question is None:
+        question = OnlineQuestion(registry, project, features, full_feature_names=full_feature_names)
+        if len(kept) >= _QUESTIONS_KEPT:
+            kept.clear()
+        kept[key] = question
+    return question
 
 
 def plan_online_read(
@@ -198,33 +293,11 @@ def plan_online_read(
         full_feature_names: Whether result columns are named `view__feature`.
 
     Raises:
-        UnknownNameError: A feature or service that is not declared.
-        RegistryError: A bare name that several views have, or no feature at all.
-        NameClashError: Two result columns, or one and a join key, would have one name.
         EntityRowsError: A join key is missing, null, not declared or of another dtype.
+        FeaturePlatformError: What `OnlineQuestion` raises.
     """
-    refs = registry.resolve(features, full_feature_names=full_feature_names)
-    join_keys = registry.join_keys(refs)
-    for ref in refs:
-        if ref.column in join_keys:
-            message = f"feature {ref} has the name of a join key.\nUse full_feature_names=True."
-            raise NameClashError(message, name=ref.column)
-    rows = checked_rows(entity_rows, join_keys)
-    by_view: dict[str, list[FeatureRef]] = {}
-    for ref in refs:
-        by_view.setdefault(ref.view.name, []).append(ref)
-    codecs = [_codec(registry, project, its_refs[0].view) for its_refs in by_view.values()]
-    keys = [codec.meta_key for codec in codecs]
-    views = []
-    for codec, its_refs in zip(codecs, by_view.values(), strict=True):
-        # A global view has one key, however many rows ask for it.
-        is_global = not codec.view.entity.join_keys
-        places = [len(keys)] * len(rows) if is_global else range(len(keys), len(keys) + len(rows))
-        keys += [codec.entity_key(row) for row in (rows[:1] if is_global else rows)]
-        not_found = {ref.column: FeatureValue(ref.feature.effective_default, FeatureStatus.NOT_FOUND) for ref in its_refs}
-        views.append(_ViewRead(codec, its_refs, places, not_found))
-    dtypes = join_keys | {ref.column: ref.feature.type for ref in refs}
-    return OnlineRead(keys, tuple(ref.column for ref in refs), rows, views, dtypes)
+    question = online_question(registry, project, features, full_feature_names=full_feature_names)
+    return question.read(checked_rows(entity_rows, question.join_keys))
 
 
 def read_online(
@@ -266,40 +339,101 @@ def _read_meta(value: bytes) -> ViewMeta:
     return ViewMeta.from_bytes(value)
 
 
-def _fill(rows: list[Row], read: _ViewRead, meta: ViewMeta, values: Sequence[bytes | None], now: int) -> None:
-    """Put one view's answers into the rows."""
-    view, codec = read.codec.view, read.codec
-    oldest = None if view.ttl is None else now - view.ttl // MICROSECOND
-    floor = meta.newest_full if view.is_window_view else None
-    # An unchanged value of a window view is as fresh as the last window that confirmed it.
-    is_view_fresh = oldest is None or not view.is_window_view or (meta.as_of is not None and meta.as_of >= oldest)
-    for row, place in zip(rows, read.places, strict=True):
-        value = values[place]
-        # Rows that the last complete push, or the newest full partition, left out have lost their value; a sweep only tidies.
-        if value is None or _is_absent(read_head(value), meta.full_generation, floor):
-            row.update(read.not_found)
-            continue
-        stored = codec.decode(value, meta.schemas)
-        time = from_micros(stored.event_timestamp)
-        is_fresh = is_view_fresh and (oldest is None or view.is_window_view or stored.event_timestamp >= oldest)
-        for ref in read.refs:
-            name = ref.feature.name
-            if name not in stored.values:
-                row[ref.column] = read.not_found[ref.column]
-            elif not is_fresh:
-                row[ref.column] = FeatureValue(read.not_found[ref.column].value, FeatureStatus.OUTSIDE_MAX_AGE, time)
-            else:
-                found = stored.values[name]
-                status = FeatureStatus.NULL_VALUE if found is None else FeatureStatus.PRESENT
-                row[ref.column] = FeatureValue(found, status, time)
+class _ViewReader:
+    """The part of a question that one view answers."""
+
+    def __init__(self, codec: ViewCodec, refs: list[FeatureRef]) -> None:
+        self.codec = codec
+        self._refs = [(ref.column, ref.feature.name, ref.feature.effective_default) for ref in refs]
+        self._is_window_view = codec.view.is_window_view
+        self._ttl = None if codec.view.ttl is None else codec.view.ttl // MICROSECOND
+
+    def answer(self, stored: Sequence[bytes | None], meta: ViewMeta, now: int, found: dict[str, Column]) -> None:
+        """Add the view's answers to those found, given what is stored under each row's key."""
+        floor = meta.newest_full if self._is_window_view else None
+        rows = [None if value is None else self._row(value, meta.full_generation, floor) for value in stored]
+        times = [None if row is None else row[TIME_ITEM] for row in rows]
+        oldest = None if self._ttl is None else now - self._ttl
+        is_stale = False
+        if oldest is not None and self._is_window_view:
+            # An unchanged value is as fresh as the last window that confirmed it.
+            is_stale, oldest = meta.as_of is None or meta.as_of < oldest, None
+        elif oldest is not None:
+            is_stale = any(time is not None and time < oldest for time in times)
+        definitions = {row[DEFINITION_ITEM] for row in rows if row is not None}
+        places = {one: self.codec.columns_of(one, meta.schemas) for one in definitions}
+        alike = [row for row in rows if row is not None]
+        if not is_stale and len(places) == 1 and len(alike) == len(rows):
+            (only,) = places.values()
+            self._answer_alike(alike, times, only, found)
+        else:
+            self._answer_mixed(rows, times, places, oldest, found, is_stale=is_stale)
+
+    def _row(self, value: bytes, full_generation: int, floor: int | None) -> list[Any] | None:
+        """Return the items of a stored value; None of one that the last complete push, or the newest full partition, left out."""
+        try:
+            items = self.codec.decode_items(value)
+            generation, micros, _, is_tombstone = items[:HEAD_ITEMS]
+        except OnlineStoreError:
+            head = read_head(value)
+            if head is None:
+                raise  # not ours: a silent NOT_FOUND would hide it
+            items, (generation, micros, is_tombstone) = [], head
+            if not (is_tombstone or generation < full_generation or (floor is not None and micros < floor)):
+                raise
+        if is_tombstone or generation < full_generation or (floor is not None and micros < floor):
+            return None
+        return items
+
+    def _answer_alike(self, rows: list[list[Any]], times: list[int | None], places: Places, found: dict[str, Column]) -> None:
+        """Answer where every row has a value that counts, of one definition: nearly always."""
+        columns = list(zip(*rows, strict=True))
+        present = [FeatureStatus.PRESENT] * len(rows)
+        for column, name, default in self._refs:
+            if name not in places:
+                found[column] = Column([default] * len(rows), [FeatureStatus.NOT_FOUND] * len(rows), [None] * len(rows))
+                continue
+            index, from_wire = places[name]
+            values, statuses = list(columns[index]), present
+            if None in values:
+                statuses = [FeatureStatus.NULL_VALUE if one is None else FeatureStatus.PRESENT for one in values]
+            if from_wire is not None:
+                values = [None if one is None else from_wire(one) for one in values]
+            found[column] = Column(values, statuses, times)
+
+    def _answer_mixed(
+        self,
+        rows: list[list[Any] | None],
+        times: list[int | None],
+        places: dict[str, Places],
+        oldest: int | None,
+        found: dict[str, Column],
+        *,
+        is_stale: bool,
+    ) -> None:
+        """Answer row by row."""
+        for column, name, default in self._refs:
+            answer = found[column] = Column([], [], [])
+            for row, time in zip(rows, times, strict=True):
+                place = None if row is None else places[row[DEFINITION_ITEM]].get(name)
+                value, status = default, FeatureStatus.NOT_FOUND
+                if row is None or place is None or time is None:
+                    time = None  # noqa: PLW2901 - there is no event
+                elif is_stale and (oldest is None or time < oldest):
+                    status = FeatureStatus.OUTSIDE_MAX_AGE
+                else:
+                    index, from_wire = place
+                    value = row[index]
+                    status = FeatureStatus.NULL_VALUE if value is None else FeatureStatus.PRESENT
+                    if value is not None and from_wire is not None:
+                        value = from_wire(value)
+                answer.values.append(value)
+                answer.statuses.append(status)
+                answer.times.append(time)
 
 
-def _is_absent(head: Head | None, full_generation: int, floor: int | None) -> bool:
-    if head is None:
-        return False  # not ours: decoding says so, where a silent NOT_FOUND would hide it
-    return head.is_tombstone or head.generation < full_generation or (floor is not None and head.micros < floor)
-
-
+_QUESTIONS_KEPT: Final = 256
+_questions: weakref.WeakKeyDictionary[Registry, dict[Hashable, OnlineQuestion]] = weakref.WeakKeyDictionary()
 _codecs: weakref.WeakKeyDictionary[Registry, dict[tuple[str, str], ViewCodec]] = weakref.WeakKeyDictionary()
 
 

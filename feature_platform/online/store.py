@@ -47,8 +47,14 @@ class OnlineStore(Protocol):
     Every method that asks a server raises OnlineStoreError where it does not answer, or refuses.
     """
 
-    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the value of each key, in order; a key that stands before another is not read after it."""
+    def get_many(self, keys: Sequence[bytes], *, patient: bool = False) -> list[bytes | None]:
+        """
+        Return the value of each key, in order; a key that stands before another is not read after it.
+
+        Args:
+            keys: Any number.
+            patient: Whether to wait as long as writes do, and not for the deadline of reads: for work that nobody waits for.
+        """
         ...
 
     async def get_many_async(self, keys: Sequence[bytes]) -> list[bytes | None]:

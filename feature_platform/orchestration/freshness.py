@@ -70,7 +70,7 @@ def freshness_sensor(views: Iterable[FeatureView], settings: Settings) -> dg.Sen
         now = datetime.now(UTC)
         try:
             with online_store.open() as online:
-                values = online.get_many([meta_key(settings.project, view.name) for view in promising])
+                values = online.get_many([meta_key(settings.project, view.name) for view in promising], patient=True)
             metas = [read_meta(value, even_if_broken=True) for value in values]
         except FeaturePlatformError as exc:
             return dg.SkipReason(f"The online store does not tell how old its data is: {exc}")
