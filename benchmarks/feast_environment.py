@@ -16,7 +16,7 @@ from benchmarks.measuring import Context, Tally
 
 __all__ = ["REQUIREMENT", "feast_python"]
 
-REQUIREMENT: Final = "feast[duckdb]==0.67.0"
+REQUIREMENT: Final = "feast[duckdb,redis]==0.67.0"
 
 
 def feast_python(context: Context, tally: Tally) -> Path | None:

@@ -19,11 +19,13 @@ import urllib.request
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import redis
 
 from benchmarks.checksums import checksum_of_rows
+from benchmarks.feast_members import ensure_feast
 from benchmarks.measuring import (
     REFERENCE,
     BenchmarkError,
@@ -37,7 +39,8 @@ from benchmarks.measuring import (
     worker_command,
     worker_environment,
 )
-from benchmarks.online_data import PROJECT, entity_id, filled_server
+from benchmarks.members import entity_id
+from benchmarks.online_data import PROJECT, filled_server
 from benchmarks.sdk import SHAPES, expected_checksum, questions
 from feature_platform.online.embedded import ensure_server
 
@@ -55,14 +58,22 @@ def run(context: Context, tally: Tally) -> None:
     benchmark = shutil.which("redis-benchmark")
     if benchmark is None:
         tally.left_out.append("http: redis_benchmark is left out: it is not on PATH (Debian: redis-tools)")
-    with filled_server(keys, context.cache) as (folder, online_root), _serving(folder, online_root) as (port, process):
+    with contextlib.ExitStack() as stack:
+        folder, online_root = stack.enter_context(filled_server(keys, context.cache))
+        arguments = {"folder": str(folder), "online_root": str(online_root)}
+        servers = {REFERENCE: stack.enter_context(_serving("http_feature_platform", arguments, "/ready"))}
+        feast = ensure_feast(context, tally, folder, online_root)
+        if feast is not None:
+            servers["feast"] = stack.enter_context(_serving("http_feast", feast.arguments, "/health", feast.python))
         seconds = context.of_size(tiny=0.3, quick=3.0, full=10.0)
         cases: list[tuple[int, int, float | None]] = [(entities, features, None) for entities, features in SHAPES]
         cases.append((*SHAPES[0], 1000.0))
         for entities, features, rate in cases:
             asked = questions(keys, entities)
-            load = partial(_load, port=port, pid=process.pid, asked=asked, features=features, seconds=seconds, rate=rate)
-            subjects = [Subject(REFERENCE, load)]
+            load = partial(_load, asked=asked, features=features, seconds=seconds, rate=rate)
+            subjects = []
+            for name, (port, process) in servers.items():
+                subjects.append(Subject(name, partial(load, port=port, pid=process.pid, columns=name == "feast")))
             if benchmark is not None and context.limits and rate is None:
                 bare = partial(_redis_benchmark, program=benchmark, path=ensure_server(online_root), keys=keys)
                 subjects.append(Subject("redis_benchmark", partial(bare, asked=asked, features=features, seconds=seconds)))
@@ -71,23 +82,25 @@ def run(context: Context, tally: Tally) -> None:
 
 
 @contextlib.contextmanager
-def _serving(folder: Path, online_root: Path) -> Iterator[tuple[int, subprocess.Popen[str]]]:
-    """Start the API in a process of its own on a free port; stop it at the end."""
+def _serving(
+    subject: str, arguments: dict[str, Any], ready: str, python: Path | None = None
+) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+    """Start a server in a process of its own on a free port; stop it at the end."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            worker_command("http_feature_platform"), stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, env=worker_environment()
+            worker_command(subject, python), stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, env=worker_environment()
         )
         try:
             assert process.stdin is not None
-            json.dump({"folder": str(folder), "online_root": str(online_root), "port": port}, process.stdin)
+            json.dump({**arguments, "port": port}, process.stdin)
             process.stdin.close()
             deadline = time.monotonic() + _READY_SECONDS
-            while not _is_ready(port):
+            while not _is_ready(port, ready):
                 if process.poll() is not None or time.monotonic() > deadline:
                     log.seek(0)
-                    message = f"the API does not start: {log.read()[-2000:]}"
+                    message = f"{subject} does not start: {log.read()[-2000:]}"
                     raise BenchmarkError(message)
                 time.sleep(0.1)
             yield port, process
@@ -100,16 +113,17 @@ def _serving(folder: Path, online_root: Path) -> Iterator[tuple[int, subprocess.
                 process.wait()
 
 
-def _is_ready(port: int) -> bool:
+def _is_ready(port: int, path: str) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False
 
 
-def _load(*, port: int, pid: int, asked: list[list[int]], features: int, seconds: float, rate: float | None) -> Run:
-    run_ = in_worker("http_load", port=port, asked=asked, width=features, connections=_CONNECTIONS, seconds=seconds, rate=rate)
+def _load(*, port: int, pid: int, asked: list[list[int]], features: int, seconds: float, rate: float | None, columns: bool) -> Run:
+    shape: dict[str, Any] = {"asked": asked, "width": features, "columns": columns}
+    run_ = in_worker("http_load", port=port, connections=_CONNECTIONS, seconds=seconds, rate=rate, **shape)
     # The memory that counts is the server's, since it started.
     return Run(
         seconds=run_.seconds,

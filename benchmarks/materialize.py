@@ -11,21 +11,27 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import redis
 
 from benchmarks.checksums import checksum_of_rows
+from benchmarks.feast_environment import feast_python
 from benchmarks.measuring import REFERENCE, BenchmarkError, Context, Run, Subject, Tally, in_worker, measure, size_text
-from benchmarks.online_data import PROJECT, WIDTHS, empty_server, ensure_history, entity_id, online_registry, values_of
+from benchmarks.members import WIDTHS, entity_id, values_of
+from benchmarks.online_data import PROJECT, empty_server, ensure_history, online_registry
 from feature_platform.online.codec import ViewCodec
 
 __all__ = ["run"]
 
 _WIDTH = WIDTHS[0]
 _KEYS_A_READ = 2000
+_FEAST_KEYS = 1_000_000
+"""More would take Feast minutes, and tell nothing new."""
 
 
 def run(context: Context, tally: Tally) -> None:
@@ -47,6 +53,9 @@ def _measure(context: Context, tally: Tally, keys: int) -> None:
             tally.left_out.append(f"{case}: redis_cli_pipe is left out: there is no redis-cli on PATH (Debian: redis-tools)")
         elif context.limits:
             subjects.append(Subject("redis_cli_pipe", partial(_pipe, client, keys, payload)))
+        feast = feast_python(context, tally) if "feast" in context.peers and keys <= _FEAST_KEYS else None
+        if feast is not None:
+            subjects.append(Subject("feast", partial(_feast, feast, folder, keys)))
         expected = checksum_of_rows(values_of(number, _WIDTH) for number in range(keys))
         measure(context, tally, case, subjects, runs=context.of_size(tiny=1, quick=5, full=3), expected=expected)
 
@@ -58,6 +67,17 @@ def _materialize(folder: Path, keys: int, payload: Path) -> Run:
             if not payload.exists():
                 payload.write_bytes(b"".join(_set(key, value) for key, value in _stored(server, keys)))
             return _checked(done.seconds, keys, server, peak=done.peak_rss_mb)
+
+
+def _feast(python: Path, folder: Path, keys: int) -> Run:
+    """Push with Feast, and read back some of it through Feast's own client: its bytes are its own."""
+    with empty_server() as (online_root, socket):
+        repository, view = online_root / "feast", f"view_{_WIDTH}"
+        arguments: dict[str, Any] = {"folder": str(folder), "socket": str(socket), "views": [view], "keys": keys}
+        done = in_worker("materialize_feast", python=python, repository=str(repository), **arguments)
+        every = [list(range(start, min(start + _KEYS_A_READ, keys))) for start in range(0, keys, _KEYS_A_READ)]
+        read = in_worker("sdk_feast", python=python, repository=str(repository), width=_WIDTH, asked=every, calls=1)
+    return replace(done, checksum=read.checksum)
 
 
 def _pipe(client: str, keys: int, payload: Path) -> Run:

@@ -17,35 +17,25 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.members import WIDTHS, entity_id, feature_name, values_of
 from feature_platform import Entity, Feature, FeatureStore, FeatureView, ParquetSource, Registry, Settings
 from feature_platform.online.embedded import ensure_server, stop_server
 
 __all__ = [
     "NOW",
     "PROJECT",
-    "WIDTHS",
     "empty_server",
     "ensure_history",
-    "entity_id",
     "filled_server",
     "online_registry",
     "online_settings",
-    "references",
-    "values_of",
 ]
 
 PROJECT: Final = "benchmark"
-WIDTHS: Final = (3, 10)
-"""Features of the views, which are named `view_3` and `view_10`."""
 
 NOW: Final = datetime(2025, 1, 2, tzinfo=UTC)
 _EVENT: Final = datetime(2025, 1, 1, tzinfo=UTC)
 _CHUNK: Final = 500_000
-
-
-def entity_id(number: int) -> str:
-    """Return a key of 12 digits, as `redis-benchmark` makes them, too."""
-    return f"{number:012d}"
 
 
 def online_registry() -> Registry:
@@ -57,22 +47,11 @@ def online_registry() -> Registry:
                 f"view_{width}",
                 entity=member,
                 sources=[ParquetSource(f"source_{width}", f"sources/{width}.parquet", timestamp="event_timestamp")],
-                features=[Feature(_name(width, index), (int, float, str)[index % 3]) for index in range(width)],
+                features=[Feature(feature_name(width, index), (int, float, str)[index % 3]) for index in range(width)],
             )
             for width in WIDTHS
         ]
     )
-
-
-def references(width: int) -> list[str]:
-    """Return the features of one view."""
-    return [f"view_{width}:{_name(width, index)}" for index in range(width)]
-
-
-def values_of(number: int, width: int) -> list[int | float | str]:
-    """Return the right answer for one key."""
-    makers = (lambda mixed: mixed, lambda mixed: mixed / 8, lambda mixed: f"value-{mixed % 97}")
-    return [makers[index % 3]((number * 31 + index * 7) % 100_003) for index in range(width)]
 
 
 def online_settings(folder: Path, online_root: Path) -> Settings:
@@ -128,10 +107,6 @@ def _is_readable(folder: Path, keys: int, widths: Sequence[int]) -> bool:
         return all(sum(one.rows for one in store.offline.partitions(view)) == keys for view in views)
 
 
-def _name(width: int, index: int) -> str:
-    return f"f{index}_of_{width}"
-
-
 def _write_source(path: Path, keys: int, width: int) -> None:
     writer: pq.ParquetWriter | None = None
     for start in range(0, keys, _CHUNK):
@@ -139,7 +114,7 @@ def _write_source(path: Path, keys: int, width: int) -> None:
         columns = {"member_id": pa.array([entity_id(number) for number in numbers])}
         columns["event_timestamp"] = pa.array([_EVENT] * len(numbers), pa.timestamp("us", tz="UTC"))
         rows = [values_of(number, width) for number in numbers]
-        columns |= {_name(width, index): pa.array([row[index] for row in rows]) for index in range(width)}
+        columns |= {feature_name(width, index): pa.array([row[index] for row in rows]) for index in range(width)}
         table = pa.table(columns)
         writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
         writer.write_table(table)

@@ -11,8 +11,10 @@ from functools import partial
 from typing import Any
 
 from benchmarks.checksums import checksum_of_rows
+from benchmarks.feast_members import ensure_feast
 from benchmarks.measuring import REFERENCE, Context, Subject, Tally, in_worker, measure
-from benchmarks.online_data import filled_server, values_of
+from benchmarks.members import values_of
+from benchmarks.online_data import filled_server
 
 __all__ = ["SHAPES", "expected_checksum", "questions", "run"]
 
@@ -39,18 +41,17 @@ def run(context: Context, tally: Tally) -> None:
     keys = context.of_size(tiny=500, quick=20_000, full=1_000_000)
     context.say(f"sdk: {keys} keys")
     with filled_server(keys, context.cache) as (folder, online_root):
+        feast = ensure_feast(context, tally, folder, online_root)
         for entities, features in SHAPES:
             calls: int = context.of_size(tiny=20, quick=4000, full=20_000) // (10 if entities > 1 else 1)
-            arguments: dict[str, Any] = {
-                "folder": str(folder),
-                "online_root": str(online_root),
-                "width": features,
-                "asked": (asked := questions(keys, entities)),
-                "calls": calls,
-            }
-            subjects = [Subject(REFERENCE, partial(in_worker, "sdk_feature_platform", **arguments))]
+            asked = questions(keys, entities)
+            arguments: dict[str, Any] = {"width": features, "asked": asked, "calls": calls}
+            ours: dict[str, Any] = {"folder": str(folder), "online_root": str(online_root)}
+            subjects = [Subject(REFERENCE, partial(in_worker, "sdk_feature_platform", **ours, **arguments))]
             if context.limits:
-                subjects.append(Subject("redis_py", partial(in_worker, "sdk_redis_py", **arguments)))
+                subjects.append(Subject("redis_py", partial(in_worker, "sdk_redis_py", **ours, **arguments)))
+            if feast is not None:
+                subjects.append(Subject("feast", partial(in_worker, "sdk_feast", python=feast.python, **feast.arguments, **arguments)))
             runs = context.of_size(tiny=1, quick=5, full=7)
             case = f"{entities} x {features}"
             measure(context, tally, case, subjects, runs=runs, expected=expected_checksum(asked, features))

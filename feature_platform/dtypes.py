@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -70,6 +71,7 @@ _SUPPORTED = (
     "bool, int, float, str, bytes, date, datetime, Decimal, list[...] of these, a dict of names to dtypes, or a pyarrow DataType of these"
 )
 _MAX_DECIMAL_DIGITS = 38
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _EXACT_IN_FLOAT32, _EXACT_IN_FLOAT64 = 2**24, 2**53
 
 
@@ -247,7 +249,7 @@ def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_utf8(text: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+    return text.isascii() or not _SURROGATE.search(text)
 
 
 def _json_float(value: float) -> float | str:

@@ -178,7 +178,7 @@ def problem(response: httpx.Response, status: int) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """Fill the embedded store of a project."""
-    chosen = Settings(root=tmp_path_factory.mktemp("project"), max_entities=50, max_body_bytes=20_000)
+    chosen = Settings(root=tmp_path_factory.mktemp("project"), max_entities=50, max_body_bytes=20_000, read_deadline_ms=2000)
     try:
         with open_online_store(chosen) as store:
             fill(store)
@@ -564,7 +564,7 @@ def test_metrics_count_requests_statuses_and_ages(api: httpx.Client) -> None:
         'feature_platform_requests_total{route="/get-online-features",status="200"}',
         'feature_platform_request_seconds_count{route="/get-online-features"}',
         'feature_platform_request_seconds_bucket{route="/get-online-features",le="+Inf"}',
-        'feature_platform_feature_values_total{view="last_watch",status="NOT_FOUND"}',
+        'feature_platform_feature_values_total{view="last_watch",feature="genre",status="NOT_FOUND"}',
         'feature_platform_requests_total{route="other",status="404"}',
     ):
         assert value(after.text, series) == value(before, series) + 1, series

@@ -18,7 +18,7 @@ import uvloop
 
 from benchmarks.checksums import checksum_of_rows
 from benchmarks.measuring import BenchmarkError, Run, percentile_ms
-from benchmarks.online_data import entity_id, references
+from benchmarks.members import entity_id, feature_name, references
 
 _WARM_UP_SECONDS = 0.5
 _REFUSED_AT_MOST = 0.01
@@ -46,9 +46,20 @@ class _Load:
             self.wrong += answer != self.answers[index]
 
 
-def run(*, port: int, asked: list[list[int]], width: int, connections: int, seconds: float, rate: float | None) -> Run:
-    """Ask every question once, in order; warm up; then load for some seconds."""
-    requests = [_request(port, numbers, width) for numbers in asked]
+def run(*, port: int, asked: list[list[int]], width: int, connections: int, seconds: float, rate: float | None, columns: bool) -> Run:
+    """
+    Ask every question once, in order; warm up; then load for some seconds.
+
+    Args:
+        port: Of the server.
+        asked: Numbers of the entities of each question.
+        width: Features.
+        connections: At once.
+        seconds: How long.
+        rate: Requests a second; None is as many as it takes.
+        columns: Whether one entity is asked about in columns, too.
+    """
+    requests = [_request(port, numbers, width, columns=columns or len(numbers) > 1) for numbers in asked]
     return uvloop.run(_run(_Load(port, requests, []), width, connections, seconds, rate))
 
 
@@ -131,11 +142,10 @@ def _length(head: bytes) -> int:
     return int(lower[at : lower.index(b"\r\n", at)])
 
 
-def _request(port: int, numbers: Sequence[int], width: int) -> bytes:
-    """Ask for one entity in the short form, for several in columns."""
+def _request(port: int, numbers: Sequence[int], width: int, *, columns: bool) -> bytes:
     ids = [entity_id(number) for number in numbers]
     body: dict[str, Any] = {"features": references(width)}
-    body |= {"member_id": ids[0]} if len(ids) == 1 else {"entities": {"member_id": ids}}
+    body |= {"entities": {"member_id": ids}} if columns else {"member_id": ids[0]}
     text = json.dumps(body).encode()
     head = f"POST /get-online-features HTTP/1.1\r\nhost: {_HOST}:{port}\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(text)}\r\n\r\n".encode() + text
@@ -146,5 +156,6 @@ def _values(answer: bytes, width: int) -> list[list[Any]]:
     body = json.loads(answer)
     if "results" not in body:
         return [list(body["features"].values())]
-    columns = [column["values"] for column in body["results"][-width:]]
+    found = dict(zip(body["metadata"]["feature_names"], body["results"], strict=True))
+    columns = [found[feature_name(width, index)]["values"] for index in range(width)]
     return [list(row) for row in zip(*columns, strict=True)]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measuring import Run
-from benchmarks.online_data import entity_id, online_registry, online_settings, references
+from benchmarks.members import entity_id, references
+from benchmarks.online_data import online_registry, online_settings
 from benchmarks.subjects.calls import timed_calls
 from feature_platform import FeatureStore
 
@@ -19,7 +20,7 @@ def run(*, folder: str, online_root: str, width: int, asked: list[list[int]], ca
     with FeatureStore(online_registry(), online_settings(Path(folder), Path(online_root))) as store:
 
         def read(ids: Sequence[str]) -> list[list[Any]]:
-            answer = store.get_online_features(features, [{"member_id": one} for one in ids])
-            return [[row[name].value for name in names] for row in answer.rows]
+            found = store.get_online_features(features, [{"member_id": one} for one in ids]).to_dict()
+            return [list(row) for row in zip(*(found[name] for name in names), strict=True)]
 
         return timed_calls(read, [[entity_id(number) for number in numbers] for numbers in asked], calls)

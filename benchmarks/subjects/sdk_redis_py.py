@@ -10,7 +10,8 @@ import msgspec
 import redis
 
 from benchmarks.measuring import Run
-from benchmarks.online_data import PROJECT, entity_id
+from benchmarks.members import entity_id
+from benchmarks.online_data import PROJECT
 from benchmarks.subjects.calls import timed_calls
 from feature_platform.online.embedded import ensure_server
 

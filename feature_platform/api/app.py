@@ -15,10 +15,11 @@ import uvicorn
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from feature_platform.api import schemas
 from feature_platform.api.auth import BearerAuth, check_binding
-from feature_platform.api.metrics import MetricsMiddleware
+from feature_platform.api.front import Front
 from feature_platform.api.problems import Problem, problem_of
 from feature_platform.api.protocol import BoundedHeadProtocol
 from feature_platform.api.routes import PlainRoute, Reader, add_routes
@@ -68,10 +69,8 @@ def create_app(registry: Registry, settings: Settings, store: OnlineStore | None
     app.add_exception_handler(FeaturePlatformError, _answer_platform_error)
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(Exception, _answer_defect)
-    add_routes(app, registry, reader)
-    if settings.api_token is not None:
-        app.add_middleware(BearerAuth, token=settings.api_token)
-    app.add_middleware(MetricsMiddleware, metrics=reader.metrics)
+    reads = add_routes(app, registry, reader)
+    app.front = Front(app.behind, reads, reader.metrics, None if settings.api_token is None else BearerAuth(settings.api_token))
     return app
 
 
@@ -114,9 +113,18 @@ def server_config(app: FastAPI, *, host: str, port: int) -> uvicorn.Config:
 
 
 class _Application(FastAPI):
-    """FastAPI whose OpenAPI holds the schemas of the registry."""
+    """FastAPI behind a front, with the schemas of the registry in its OpenAPI."""
 
     schemas: Mapping[str, schemas.JsonSchema]
+    front: Front
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, through the front."""
+        await self.front(scope, receive, send)
+
+    async def behind(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer what the front passes on."""
+        await super().__call__(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         """Return the document, made once."""

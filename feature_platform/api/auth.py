@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from feature_platform.api.problems import Problem
 from feature_platform.errors import SettingsError
@@ -22,21 +22,19 @@ OPEN_PATHS = frozenset({"/health", "/ready"})
 
 
 class BearerAuth:
-    """ASGI middleware that answers 401 unless a request carries the token."""
+    """Lets in what carries the token."""
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self._app = app
+    def __init__(self, token: str) -> None:
         self._expected = b"Bearer " + token.strip().encode()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what carries the token, or needs none."""
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self._is_allowed(scope):
-            detail = "this needs a token.\nSend the header 'Authorization: Bearer <token>', with the server's FEATURE_PLATFORM_API_TOKEN."
-            # The body is not read, so the connection cannot carry another request.
-            headers = {"WWW-Authenticate": "Bearer", "Connection": "close"}
-            await Problem(401, detail, field="Authorization", headers=headers).response()(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
+    def refusal(self, scope: Scope) -> Problem | None:
+        """Return why a request is not let in; None where it carries the token, or needs none."""
+        if scope["path"] in OPEN_PATHS or self._is_allowed(scope):
+            return None
+        detail = "this needs a token.\nSend the header 'Authorization: Bearer <token>', with the server's FEATURE_PLATFORM_API_TOKEN."
+        # The body is not read, so the connection cannot carry another request.
+        headers = {"WWW-Authenticate": "Bearer", "Connection": "close"}
+        return Problem(401, detail, field="Authorization", headers=headers)
 
     def _is_allowed(self, scope: Scope) -> bool:
         given = [value for name, value in scope["headers"] if name == b"authorization"]

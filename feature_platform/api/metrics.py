@@ -6,27 +6,33 @@ Knows the format. Knows nothing of how a request is answered.
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from feature_platform.model import FeatureStatus
 
-__all__ = ["METRICS_MEDIA_TYPE", "Metrics", "MetricsMiddleware"]
+__all__ = ["METRICS_MEDIA_TYPE", "Metrics"]
 
 METRICS_MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_STATUSES = tuple(FeatureStatus)
 _BUCKETS_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
 class Metrics:
-    """Counters of one process; they live on one event loop, so nothing is locked."""
+    """
+    Counters of one process; they live on one event loop, so nothing is locked.
+
+    Attributes:
+        in_flight: Requests that are not answered yet.
+    """
 
     def __init__(self) -> None:
+        self.in_flight = 0
         self._requests: Counter[tuple[str, int]] = Counter()
         self._latencies: dict[str, list[int]] = {}
         self._seconds: dict[str, float] = {}
-        self._statuses: Counter[tuple[str, str]] = Counter()
+        self._statuses: Counter[tuple[str, str, str]] = Counter()
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         """Count one answer."""
@@ -35,9 +41,15 @@ class Metrics:
         counts[bisect_left(_BUCKETS_SECONDS, seconds)] += 1
         self._seconds[route] = self._seconds.get(route, 0.0) + seconds
 
-    def observe_statuses(self, view: str, status: str, count: int) -> None:
-        """Count the values of a view that were answered with a status."""
-        self._statuses[view, status] += count
+    def observe_statuses(self, view: str, feature: str, statuses: Sequence[FeatureStatus]) -> None:
+        """Count what one request was answered for a feature."""
+        rest = len(statuses)
+        for status in _STATUSES:
+            if count := statuses.count(status):
+                self._statuses[view, feature, status] += count
+                rest -= count
+            if not rest:
+                break
 
     def render(self, gauges: Mapping[str, tuple[str, Mapping[str, float]]]) -> str:
         """
@@ -51,40 +63,15 @@ class Metrics:
         lines += _head("request_seconds", "histogram", "Seconds from a request's head to the last byte of its answer.")
         for route, counts in sorted(self._latencies.items()):
             lines += _histogram(route, counts, self._seconds[route])
-        lines += _head("feature_values_total", "counter", "Feature values answered, by view and status.")
-        lines += [f'{_name("feature_values_total")}{{view="{v}",status="{s}"}} {n}' for (v, s), n in sorted(self._statuses.items())]
+        lines += _head("feature_values_total", "counter", "Values answered, by view, feature and status.")
+        for (view, feature, status), n in sorted(self._statuses.items()):
+            lines.append(f'{_name("feature_values_total")}{{view="{view}",feature="{feature}",status="{status}"}} {n}')
+        lines += _head("requests_in_flight", "gauge", "Requests that are not answered yet.")
+        lines.append(f"{_name('requests_in_flight')} {self.in_flight}")
         for gauge, (text, values) in gauges.items():
             lines += _head(gauge, "gauge", text)
             lines += [f'{_name(gauge)}{{view="{view}"}} {n:g}' if view else f"{_name(gauge)} {n:g}" for view, n in values.items()]
         return "\n".join(lines) + "\n"
-
-
-class MetricsMiddleware:
-    """ASGI middleware that counts every answer under its route's template, so that the labels stay few."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on and count its answer."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started = time.perf_counter()
-        status = 500  # what the server answers if nothing below does
-
-        async def noting(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, noting)
-        finally:
-            route = getattr(scope.get("route"), "path", "other")
-            self._metrics.observe_request(route, status, time.perf_counter() - started)
 
 
 def _name(metric: str) -> str:

@@ -6,34 +6,31 @@ Knows FastAPI. Knows nothing of tokens, nor of the server around it.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from functools import partial
+from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
+from starlette.types import Receive, Scope
 
 from feature_platform.api import schemas
-from feature_platform.api.bodies import JsonObject, read_object
+from feature_platform.api.bodies import parse_object, read_body
+from feature_platform.api.front import Read
 from feature_platform.api.metrics import METRICS_MEDIA_TYPE, Metrics
 from feature_platform.api.problems import PROBLEM_MEDIA_TYPE, Problem
-from feature_platform.api.wire import OnlineRequest, WireForms, encode_answer
+from feature_platform.api.wire import WireForms, encode_answer
 from feature_platform.errors import OnlineStoreError, UnknownNameError
 from feature_platform.online.codec import ViewCodec, ViewMeta
-from feature_platform.online.retrieval import plan_online_read
 from feature_platform.online.store import OnlineStore
 from feature_platform.registry import Registry
 from feature_platform.settings import Settings
 
-__all__ = ["READ_DEADLINE_SECONDS", "PlainRoute", "Reader", "add_routes"]
-
-READ_DEADLINE_SECONDS: Final = 0.5
-"""For one read of the online store. A frozen server holds its socket open, so the client's own timeouts add up."""
+__all__ = ["PlainRoute", "Reader", "add_routes"]
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -53,61 +50,65 @@ class Reader:
     def __init__(self, registry: Registry, settings: Settings, store: OnlineStore) -> None:
         self.store = store
         self.metrics = Metrics()
-        self.forms = WireForms(registry, settings.max_entities)
-        self._registry = registry
-        self._project = settings.project
+        self._forms = WireForms(registry, settings.project, settings.max_entities)
         self._max_body_bytes = settings.max_body_bytes
         self._meta_keys = {view.name: ViewCodec(settings.project, view).meta_key for view in registry.views.values()}
 
-    async def body(self, request: Request) -> JsonObject:
-        """Return the JSON object that was sent."""
-        return await read_object(request, max_bytes=self._max_body_bytes)
+    async def answer(self, scope: Scope, receive: Receive, service: str | None = None) -> bytes:
+        """
+        Answer a request from one read of the store.
 
-    async def answer(self, asked: OnlineRequest) -> Response:
-        """Answer a request from one read of the store."""
-        shape = asked.shape
-        plan = plan_online_read(self._registry, self._project, shape.features, asked.rows, full_feature_names=shape.full_feature_names)
-        answer = plan.answer(await self._get(plan.keys), _now(), metadata=asked.has_metadata)
-        statuses = Counter((column.view, row[column.name].status) for row in answer.rows for column in shape.columns)
-        for (view, status), count in statuses.items():
-            self.metrics.observe_statuses(view, status, count)
-        return _json(encode_answer(asked, answer))
+        Args:
+            scope: Of ASGI.
+            receive: Of ASGI.
+            service: Whose features are asked for; None where the body says which.
+        """
+        body = parse_object(await read_body(scope, receive, max_bytes=self._max_body_bytes))
+        asked = self._forms.parse(body) if service is None else self._forms.parse_for(service, body)
+        read = asked.shape.question.read(asked.rows)
+        answer = read.answer(await self.store.get_many_async(read.keys), _now(), metadata=asked.has_metadata)
+        for column in asked.shape.columns:
+            self.metrics.observe_statuses(column.view, column.feature, answer.columns[column.name].statuses)
+        return msgspec.json.encode(encode_answer(asked, answer))
 
     async def metas(self) -> dict[str, ViewMeta | None]:
         """Return every view's meta; None for one that is not in the store."""
-        values = await self._get(list(self._meta_keys.values()))
+        values = await self.store.get_many_async(list(self._meta_keys.values()))
         return {view: None if value is None else ViewMeta.from_bytes(value) for view, value in zip(self._meta_keys, values, strict=True)}
 
-    async def _get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        try:
-            async with asyncio.timeout(READ_DEADLINE_SECONDS):
-                return await self.store.get_many_async(keys)
-        except TimeoutError as exc:
-            message = f"the online store did not answer within {READ_DEADLINE_SECONDS} s.\nSee whether its server runs, then ask again."
-            raise OnlineStoreError(message) from exc
 
-
-def add_routes(app: FastAPI, registry: Registry, reader: Reader) -> None:
-    """Add every route."""
-    _add_reads(app, registry, reader)
+def add_routes(app: FastAPI, registry: Registry, reader: Reader) -> dict[str, Read]:
+    """Add every route; return those that read features, by path: the front answers them."""
     _add_descriptions(app, registry)
     _add_operations(app, registry, reader)
+    return _add_reads(app, registry, reader)
 
 
-def _add_reads(app: FastAPI, registry: Registry, reader: Reader) -> None:
-    async def get_online_features(request: Request) -> Response:
-        """Return features of one entity, or of several in columns."""
-        return await reader.answer(reader.forms.parse(await reader.body(request)))
-
+def _add_reads(app: FastAPI, registry: Registry, reader: Reader) -> dict[str, Read]:
     async def unknown_service(request: Request) -> Response:
         raise UnknownNameError("service", request.path_params["name"][:100], registry.services, field="name")
 
+    reads: dict[str, Read] = {"/get-online-features": reader.answer}
     answers = [schemas.reference("OnlineAnswer"), schemas.reference("OnlineColumns")]
-    _post(app, "/get-online-features", get_online_features, "OnlineRequest", answers)
+    text = "Return features of one entity, or of several in columns."
+    _post(app, "/get-online-features", _through_fastapi(reader.answer, text), "OnlineRequest", answers)
     for service in registry.services:
+        reads[f"/services/{service}"] = read = partial(reader.answer, service=service)
         answers = [schemas.reference(schemas.response_name(service))]
-        _post(app, f"/services/{service}", _service_handler(reader, service), schemas.request_name(service), answers)
+        text = "Return the features of a service, of one entity, or of several in columns."
+        _post(app, f"/services/{service}", _through_fastapi(read, text), schemas.request_name(service), answers)
     app.add_api_route("/services/{name}", unknown_service, methods=["POST"], include_in_schema=False)
+    return reads
+
+
+def _through_fastapi(read: Read, text: str) -> Handler:
+    """Return the same read as an endpoint: OpenAPI is made of these, and a path that the front does not know literally ends here."""
+
+    async def endpoint(request: Request) -> Response:
+        return Response(await read(request.scope, request.receive), media_type="application/json")
+
+    endpoint.__doc__ = text
+    return endpoint
 
 
 def _add_descriptions(app: FastAPI, registry: Registry) -> None:
@@ -164,14 +165,6 @@ def _add_operations(app: FastAPI, registry: Registry, reader: Reader) -> None:
     _get(app, "/health", health, "Health")
     _get(app, "/ready", ready, "Readiness")
     app.add_api_route("/metrics", show_metrics, methods=["GET"], responses={200: {"content": {METRICS_MEDIA_TYPE: {}}}})
-
-
-def _service_handler(reader: Reader, service: str) -> Handler:
-    async def get_service(request: Request) -> Response:
-        """Return the features of a service, of one entity, or of several in columns."""
-        return await reader.answer(reader.forms.parse_for(service, await reader.body(request)))
-
-    return get_service
 
 
 def _get(app: FastAPI, path: str, handler: Handler, answer: str) -> None:

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from itertools import islice
+from math import isfinite
 from typing import Any, Final
+
+import msgspec
 
 from feature_platform.api.bodies import JsonObject
 from feature_platform.api.problems import Problem, nearest
-from feature_platform.dtypes import resolve
+from feature_platform.dtypes import from_micros, resolve
 from feature_platform.errors import DtypeError
-from feature_platform.model import FeatureService
-from feature_platform.online.retrieval import OnlineFeatures
+from feature_platform.online.retrieval import OnlineFeatures, OnlineQuestion, online_question
 from feature_platform.registry import Registry
 
 __all__ = ["EPOCH", "MAX_VALUES", "Column", "OnlineRequest", "Shape", "WireForms", "encode_answer"]
@@ -35,7 +37,7 @@ _LONGEST_REFERENCE: Final = 201  # two names of at most 100 letters, and the col
 _SHAPES_KEPT: Final = 256
 _FIELDS_COMPARED: Final = 20
 
-_instant = resolve(datetime).to_json or str
+_to_json = resolve(datetime).to_json or str
 Convert = Callable[[Any], Any]
 
 
@@ -47,12 +49,16 @@ class Column:
     Attributes:
         name: In the answer.
         view: Its view's name.
+        feature: Its own name.
         to_json: From the value to JSON; None where they are the same.
+        is_float: Whether finite values are the same.
     """
 
     name: str
     view: str
+    feature: str
     to_json: Convert | None
+    is_float: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +67,19 @@ class Shape:
     What requests for the same features have in common; made once and kept.
 
     Attributes:
-        features: As `plan_online_read` takes them.
-        full_feature_names: As `plan_online_read` takes it.
+        question: The features, resolved.
         keys: Join key to the strict parser of its JSON values.
+        texts: The join keys that are strs, whose values most often are what was sent.
         columns: The features, in the order asked.
     """
 
-    features: Sequence[str] | FeatureService
-    full_feature_names: bool
+    question: OnlineQuestion
     keys: Mapping[str, Convert]
+    texts: frozenset[str]
     columns: Sequence[Column]
 
 
-@dataclass(frozen=True, slots=True)
-class OnlineRequest:
+class OnlineRequest(msgspec.Struct, frozen=True):
     """
     One request, understood.
 
@@ -88,7 +93,7 @@ class OnlineRequest:
 
     shape: Shape
     entities: Mapping[str, Sequence[object]]
-    rows: Sequence[Mapping[str, object]]
+    rows: list[dict[str, object]]
     is_columnar: bool
     has_metadata: bool
 
@@ -99,11 +104,12 @@ class WireForms:
 
     Args:
         registry: Whose features are asked for.
+        project: Prefix of the online store's keys.
         max_entities: Rows of one request at most.
     """
 
-    def __init__(self, registry: Registry, max_entities: int) -> None:
-        self._registry = registry
+    def __init__(self, registry: Registry, project: str, max_entities: int) -> None:
+        self._registry, self._project = registry, project
         self._max_entities = max_entities
         self._max_features = sum(len(view.features) for view in registry.views.values())
         self._shape_of = lru_cache(_SHAPES_KEPT)(self._resolve)
@@ -141,7 +147,7 @@ class WireForms:
             said = f"\nDid you mean it by {meant!r}?" if meant else ""
             raise _invalid(f"no features are asked for.\nSend features (a list of names) or feature_service.{said}", "features")
         features = body["features"]
-        if not isinstance(features, list) or not all(isinstance(one, str) for one in features):
+        if not isinstance(features, list) or not set(map(type, features)) <= {str}:
             raise _invalid("features is not a list of strings.\nName features as 'view:feature', or bare where that is unique.", "features")
         if len(features) > self._max_features:
             detail = f"features has {len(features)} names, and only {self._max_features} are declared.\nAsk for each once."
@@ -150,17 +156,21 @@ class WireForms:
 
     def _resolve(self, features: tuple[str, ...] | str, *, full_feature_names: bool) -> Shape:
         asked = self._registry.service(features) if isinstance(features, str) else features
-        refs = self._registry.resolve(asked, full_feature_names=full_feature_names)
-        keys = {name: dtype.from_json or (lambda value: value) for name, dtype in self._registry.join_keys(refs).items()}
-        columns = [Column(ref.column, ref.view.name, ref.feature.type.to_json) for ref in refs]
-        return Shape(asked, full_feature_names, keys, columns)
+        question = online_question(self._registry, self._project, asked, full_feature_names=full_feature_names)
+        keys = {name: dtype.from_json or (lambda value: value) for name, dtype in question.join_keys.items()}
+        columns = [
+            Column(ref.column, ref.view.name, ref.feature.name, ref.feature.type.to_json, ref.feature.type.family == "float")
+            for ref in question.refs
+        ]
+        texts = frozenset(name for name, dtype in question.join_keys.items() if dtype.family == "str")
+        return Shape(question, keys, texts, columns)
 
     def _parse(self, shape: Shape, body: JsonObject, options: Sequence[str]) -> OnlineRequest:
         has_metadata = _flag(body, "metadata")
         sent = {name: value for name, value in body.items() if name not in options}
         if "entities" not in body:
             _check_names(sent, shape.keys, options, "")
-            row = {name: _value(parse, sent[name], name) for name, parse in shape.keys.items()}
+            row = {name: _value(parse, sent[name], name, is_text=name in shape.texts) for name, parse in shape.keys.items()}
             return OnlineRequest(shape, {name: [sent[name]] for name in shape.keys}, [row], is_columnar=False, has_metadata=has_metadata)
         if sent:
             name = next(iter(sent))
@@ -193,37 +203,45 @@ class WireForms:
             detail = f"{count} entities x {len(shape.columns)} features are more than {MAX_VALUES} values.\nAsk in several requests."
             raise _invalid(detail, "entities")
         parsed = {
-            name: [_value(parse, value, f"entities.{name}[{row}]") for row, value in enumerate(lists[name])]
-            for name, parse in shape.keys.items()
+            name: values
+            if name in shape.texts and set(map(type, values)) == {str} and "".join(values).isascii()  # type: ignore[arg-type]
+            else [_value(shape.keys[name], value, f"entities.{name}[{row}]") for row, value in enumerate(values)]
+            for name, values in lists.items()
         }
+        if len(parsed) == 1:
+            ((name, values),) = parsed.items()
+            return [{name: value} for value in values]
         return [{name: values[row] for name, values in parsed.items()} for row in range(count)]
 
 
 def encode_answer(request: OnlineRequest, answer: OnlineFeatures) -> JsonObject:
     """Return the body of an answer, in the form of its request."""
-    columns = request.shape.columns
+    columns, found = request.shape.columns, answer.columns
     if not request.is_columnar:
-        row = answer.rows[0]
         body: JsonObject = {name: values[0] for name, values in request.entities.items()}
-        body["features"] = {one.name: _json(one, row[one.name].value) for one in columns}
-        body["statuses"] = {one.name: row[one.name].status for one in columns}
+        body["features"] = {one.name: _json_values(one, found[one.name].values)[0] for one in columns}
+        body["statuses"] = {one.name: found[one.name].statuses[0] for one in columns}
         if request.has_metadata:
-            body["event_timestamps"] = {
-                one.name: None if (time := row[one.name].event_timestamp) is None else _instant(time) for one in columns
-            }
+            times = {one.name: found[one.name].times[0] for one in columns}
+            body["event_timestamps"] = {name: None if time is None else _instant(time) for name, time in times.items()}
             body["views"] = answer.views
         return body
     results: list[JsonObject] = [
         {"values": values, "statuses": ["PRESENT"] * len(values), "event_timestamps": [EPOCH] * len(values)}
         for values in request.entities.values()
     ]
+    encoded: dict[int, msgspec.Raw] = {}  # columns of one view share the lists of their times, and mostly of their statuses
     for one in columns:
-        cells = [row[one.name] for row in answer.rows]
+        column = found[one.name]
+        if id(column.times) not in encoded:
+            encoded[id(column.times)] = _encoded([EPOCH if time is None else _instant(time) for time in column.times])
+        if id(column.statuses) not in encoded:
+            encoded[id(column.statuses)] = _encoded(column.statuses)
         results.append(
             {
-                "values": [_json(one, cell.value) for cell in cells],
-                "statuses": [cell.status for cell in cells],
-                "event_timestamps": [EPOCH if cell.event_timestamp is None else _instant(cell.event_timestamp) for cell in cells],
+                "values": _json_values(one, column.values),
+                "statuses": encoded[id(column.statuses)],
+                "event_timestamps": encoded[id(column.times)],
             }
         )
     metadata: JsonObject = {"feature_names": [*request.entities, *(one.name for one in columns)]}
@@ -232,8 +250,24 @@ def encode_answer(request: OnlineRequest, answer: OnlineFeatures) -> JsonObject:
     return {"metadata": metadata, "results": results}
 
 
-def _json(column: Column, value: object) -> object:
-    return value if value is None or column.to_json is None else column.to_json(value)
+def _encoded(values: list[Any]) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(values))
+
+
+def _json_values(column: Column, values: list[Any]) -> list[Any]:
+    convert = column.to_json
+    if convert is None:
+        return values
+    # One sum tells whether floats are all finite: it is not, if one is not. (It may overflow, or meet a None: then one by one.)
+    if column.is_float and None not in values and isfinite(sum(values)):
+        return values
+    return [None if value is None else convert(value) for value in values]
+
+
+@lru_cache(maxsize=16_384)
+def _instant(micros: int) -> str:
+    # Rows of one snapshot share their time, and values are read again and again.
+    return str(_to_json(from_micros(micros)))
 
 
 def _flag(body: JsonObject, name: str) -> bool:
@@ -243,7 +277,9 @@ def _flag(body: JsonObject, name: str) -> bool:
     return value
 
 
-def _value(parse: Convert, value: object, field: str) -> object:
+def _value(parse: Convert, value: object, field: str, *, is_text: bool = False) -> object:
+    if is_text and type(value) is str and value.isascii():
+        return value
     if value is None:
         raise _invalid(f"{field} is null.\nA join key has a value: leave the row out.", field)
     if isinstance(value, (list, dict)):  # no key's value has parts, and repeating one in a message could nest too deep

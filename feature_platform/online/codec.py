@@ -168,6 +168,26 @@ class ViewCodec:
             values[name] = item if item is None or from_wire is None else from_wire(item)
         return StoredRow(generation, micros, definition, is_tombstone, values)
 
+    def entity_keys(self, rows: Sequence[Mapping[str, Any]]) -> list[bytes]:
+        """Return the keys of several entities; see `entity_key`."""
+        if not self._is_one_str:
+            return [self.entity_key(row) for row in rows]
+        (name,), prefix, suffix = self._keys, self._prefix, self._suffix
+        texts = [row[name] for row in rows]
+        together = "".join(texts)
+        if "," in together or "\\" in together:
+            texts = [layout.escape(text) for text in texts]
+        return [prefix + text.encode() + suffix for text in texts]
+
+    def decode_several(self, values: Sequence[bytes | None]) -> list[list[Any] | None]:
+        """
+        Return the items of each value that is not None; see `decode_items`.
+
+        Raises:
+            msgspec.DecodeError: One is not msgpack.
+        """
+        return [None if value is None else _decode(value) for value in values]
+
     def decode_items(self, value: bytes) -> list[Any]:
         """
         Return what msgpack holds in a stored value: the head's items, then those that `columns_of` finds.

@@ -118,7 +118,7 @@ class _Link(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._spared: asyncio.Future[Any] | None = None
 
-    def ask(self, *command: Any) -> asyncio.Future[Any]:
+    def ask(self, *command: bytes) -> asyncio.Future[Any]:
         """Send a command with what else is asked in this turn of the loop, and return its reply to be."""
         future: asyncio.Future[Any] = self._loop.create_future()
         if self.is_lost:
@@ -132,7 +132,7 @@ class _Link(asyncio.Protocol):
             if not self._unsent:
                 self._loop.call_soon(self._send)
             self._waiting.append((future, now))
-            self._unsent.append(hiredis.pack_command(command))
+            self._unsent.append(hiredis.pack_command(command))  # type: ignore[arg-type]
         return future
 
     def lose(self, error: Exception) -> None:

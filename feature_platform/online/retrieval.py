@@ -12,17 +12,17 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 import pyarrow as pa
 
 from feature_platform.dtypes import MICROSECOND, Dtype, from_micros, to_micros
-from feature_platform.errors import NameClashError, NotMaterializedError, OnlineStoreError
+from feature_platform.errors import NameClashError, NotMaterializedError
 from feature_platform.model import FeatureService, FeatureStatus, FeatureView
 from feature_platform.online.codec import Places, ViewCodec
 from feature_platform.online.entity_rows import EntityRows, checked_rows
-from feature_platform.online.layout import DEFINITION_ITEM, HEAD_ITEMS, TIME_ITEM, read_head
+from feature_platform.online.layout import DEFINITION_ITEM, TIME_ITEM, read_head
 from feature_platform.online.meta import ViewMeta
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class ViewProvenance(msgspec.Struct, frozen=True):
         )
 
 
-class Column(NamedTuple):
+class Column(msgspec.Struct, frozen=True):
     """
     The answers of one feature, one per entity row; `FeatureValue` says what they mean.
 
@@ -114,7 +114,7 @@ class Column(NamedTuple):
     times: list[int | None]
 
 
-@dataclass(frozen=True)
+@dataclass
 class OnlineFeatures:
     """
     The answers, one per entity row, in the order asked.
@@ -138,9 +138,9 @@ class OnlineFeatures:
         """The answers by row, then by result column; made when first asked for."""
         columns = []
         for name in self.names:
-            values, statuses, times = self.columns[name]
-            instants = [None if time is None else from_micros(time) for time in times]
-            columns.append(list(map(FeatureValue, values, statuses, instants)))
+            column = self.columns[name]
+            instants = [None if time is None else from_micros(time) for time in column.times]
+            columns.append(list(map(FeatureValue, column.values, column.statuses, instants)))
         return [dict(zip(self.names, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def to_dict(self) -> dict[str, list[Any]]:
@@ -200,8 +200,7 @@ class OnlineQuestion:
         for view in self._views:
             # A global view has one key, however many rows ask for it.
             first, asked = len(keys), rows if view.codec.view.entity.join_keys else rows[:1]
-            entity_key = view.codec.entity_key
-            keys += [entity_key(row) for row in asked]
+            keys += view.codec.entity_keys(asked)
             places.append(slice(first, len(keys)))
         return OnlineRead(self, rows, keys, places)
 
@@ -221,8 +220,7 @@ class OnlineQuestion:
         return OnlineFeatures(self._names, read.rows, found, self._dtypes, provenance)
 
 
-@dataclass(frozen=True, slots=True)
-class OnlineRead:
+class OnlineRead(msgspec.Struct, frozen=True):
     """
     A read that has been checked and only waits for its values.
 
@@ -351,7 +349,7 @@ class _ViewReader:
     def answer(self, stored: Sequence[bytes | None], meta: ViewMeta, now: int, found: dict[str, Column]) -> None:
         """Add the view's answers to those found, given what is stored under each row's key."""
         floor = meta.newest_full if self._is_window_view else None
-        rows = [None if value is None else self._row(value, meta.full_generation, floor) for value in stored]
+        rows = self._rows(stored, meta.full_generation, floor)
         times = [None if row is None else row[TIME_ITEM] for row in rows]
         oldest = None if self._ttl is None else now - self._ttl
         is_stale = False
@@ -362,28 +360,27 @@ class _ViewReader:
             is_stale = any(time is not None and time < oldest for time in times)
         definitions = {row[DEFINITION_ITEM] for row in rows if row is not None}
         places = {one: self.codec.columns_of(one, meta.schemas) for one in definitions}
-        alike = [row for row in rows if row is not None]
-        if not is_stale and len(places) == 1 and len(alike) == len(rows):
+        if not is_stale and len(places) == 1 and None not in rows:
             (only,) = places.values()
-            self._answer_alike(alike, times, only, found)
+            self._answer_alike(rows, times, only, found)  # type: ignore[arg-type]
         else:
             self._answer_mixed(rows, times, places, oldest, found, is_stale=is_stale)
 
-    def _row(self, value: bytes, full_generation: int, floor: int | None) -> list[Any] | None:
-        """Return the items of a stored value; None of one that the last complete push, or the newest full partition, left out."""
+    def _rows(self, stored: Sequence[bytes | None], full_generation: int, floor: int | None) -> list[list[Any] | None]:
+        """Return the items of each value; None for those that the last complete push, or the newest full partition, left out."""
         try:
-            items = self.codec.decode_items(value)
-            generation, micros, _, is_tombstone = items[:HEAD_ITEMS]
-        except OnlineStoreError:
-            head = read_head(value)
-            if head is None:
-                raise  # not ours: a silent NOT_FOUND would hide it
-            items, (generation, micros, is_tombstone) = [], head
-            if not (is_tombstone or generation < full_generation or (floor is not None and micros < floor)):
-                raise
-        if is_tombstone or generation < full_generation or (floor is not None and micros < floor):
-            return None
-        return items
+            rows = self.codec.decode_several(stored)
+            if floor is None:
+                return [None if row is None or row[_IS_TOMBSTONE] or row[_GENERATION] < full_generation else row for row in rows]
+            return [
+                None if row is None or row[_IS_TOMBSTONE] or row[_GENERATION] < full_generation or row[TIME_ITEM] < floor else row
+                for row in rows
+            ]
+        except (msgspec.DecodeError, TypeError, LookupError):
+            # One is broken or not ours, which decoding it says: a silent NOT_FOUND would hide it.
+            return [
+                None if value is None or _is_absent(value, full_generation, floor) else self.codec.decode_items(value) for value in stored
+            ]
 
     def _answer_alike(self, rows: list[list[Any]], times: list[int | None], places: Places, found: dict[str, Column]) -> None:
         """Answer where every row has a value that counts, of one definition: nearly always."""
@@ -432,6 +429,14 @@ class _ViewReader:
                 answer.times.append(time)
 
 
+def _is_absent(value: bytes, full_generation: int, floor: int | None) -> bool:
+    head = read_head(value)
+    if head is None:
+        return False
+    return head.is_tombstone or head.generation < full_generation or (floor is not None and head.micros < floor)
+
+
+_GENERATION, _IS_TOMBSTONE = 0, 3
 _QUESTIONS_KEPT: Final = 256
 _questions: weakref.WeakKeyDictionary[Registry, dict[Hashable, OnlineQuestion]] = weakref.WeakKeyDictionary()
 _codecs: weakref.WeakKeyDictionary[Registry, dict[tuple[str, str], ViewCodec]] = weakref.WeakKeyDictionary()
