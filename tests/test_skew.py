@@ -302,13 +302,13 @@ def test_a_push_in_the_middle_of_measuring_is_measured_instead(tmp_path: Path, r
     class Pushing(MemoryOnlineStore):
         reads_left: int | None = None
 
-        def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        def get_many(self, keys: Sequence[bytes], *, patient: bool = False) -> list[bytes | None]:
             if self.reads_left is not None:
                 self.reads_left -= 1
                 if self.reads_left == 0:
                     self.reads_left = None
                     store.materialize(now=T0 + 2 * HOUR)
-            return super().get_many(keys)
+            return super().get_many(keys, patient=patient)
 
     write_watches(tmp_path, 1, 61, 62)
     store = store_of(tmp_path, counts_view(), online=(online := Pushing()))
@@ -326,7 +326,7 @@ def test_a_view_that_never_rests_is_not_comparable(tmp_path: Path) -> None:
     class Restless(MemoryOnlineStore):
         is_measured = False
 
-        def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        def get_many(self, keys: Sequence[bytes], *, patient: bool = False) -> list[bytes | None]:
             if self.is_measured and len(keys) > 1:
                 minutes.append(len(minutes) + 1)
                 write_watches(tmp_path, *minutes)
@@ -334,7 +334,7 @@ def test_a_view_that_never_rests_is_not_comparable(tmp_path: Path) -> None:
                 self.is_measured = False
                 store.materialize(now=NOW)
                 self.is_measured = True
-            return super().get_many(keys)
+            return super().get_many(keys, patient=patient)
 
     minutes = [1]
     write_watches(tmp_path, *minutes)
