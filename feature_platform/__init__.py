@@ -1,7 +1,8 @@
 """
 A feature store that lives inside Dagster: declare features once, train and serve without leaks.
 
-The public names. Importing this package imports no framework: `FeatureStore`, which needs DuckDB, is loaded when first named.
+The public names. Importing this package imports no framework: `FeatureStore`, which needs DuckDB, and `AsyncFeatureStore`, which needs
+redis-py, are loaded when first named.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -21,11 +22,13 @@ from feature_platform.registry import Registry
 from feature_platform.settings import Settings
 
 if TYPE_CHECKING:
+    from feature_platform.async_feature_store import AsyncFeatureStore
     from feature_platform.feature_store import FeatureStore
 
 __all__ = [
     "ON_UPDATE",
     "Aggregate",
+    "AsyncFeatureStore",
     "Entity",
     "Feature",
     "FeatureService",
@@ -47,5 +50,9 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - the module protocol (PEP 56
         from feature_platform.feature_store import FeatureStore  # noqa: PLC0415 - the API process must not load DuckDB
 
         return FeatureStore
+    if name == "AsyncFeatureStore":
+        from feature_platform.async_feature_store import AsyncFeatureStore  # noqa: PLC0415 - as above
+
+        return AsyncFeatureStore
     message = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(message)

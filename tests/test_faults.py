@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 PAGE = Path(__file__).parent.parent / "docs" / "faults.md"
 USERS = 2000
 FIRST, SECOND = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)
-DEADLINE = 1.0
+DEADLINE = 2.0
 LATE = 0.5
 """Above this share of the deadline an answer is one of the deadline's."""
 

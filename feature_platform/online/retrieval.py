@@ -45,6 +45,7 @@ __all__ = [
     "online_question",
     "plan_online_read",
     "read_online",
+    "read_online_async",
 ]
 
 
@@ -329,6 +330,22 @@ def read_online(
     """
     read = plan_online_read(registry, project, features, entity_rows, full_feature_names=full_feature_names)
     return read.answer(store.get_many(read.keys), now or datetime.now(UTC), metadata=metadata)
+
+
+async def read_online_async(
+    registry: Registry,
+    store: OnlineStore,
+    project: str,
+    features: Features,
+    entity_rows: EntityRows,
+    *,
+    now: datetime | None = None,
+    full_feature_names: bool = False,
+    metadata: bool = False,
+) -> OnlineFeatures:
+    """Do the same without blocking the event loop; see `read_online`."""
+    read = plan_online_read(registry, project, features, entity_rows, full_feature_names=full_feature_names)
+    return read.answer(await store.get_many_async(read.keys), now or datetime.now(UTC), metadata=metadata)
 
 
 @lru_cache(maxsize=1024)
