@@ -7,12 +7,14 @@ Knows both stores, and the order in which rows and meta move. Which rows those a
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING
 
+import msgspec
 import pyarrow as pa
 
 from feature_platform.dtypes import MICROSECOND, from_micros, to_micros
@@ -29,7 +31,7 @@ from feature_platform.online.store import WriteCounts
 from feature_platform.windows import utc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator, Mapping
 
     import duckdb
 
@@ -38,9 +40,12 @@ if TYPE_CHECKING:
 __all__ = ["MaterializationReport", "materialize_view", "read_meta"]
 
 _BATCH_ROWS = 50_000
+_PART_ROWS = 500_000
 _COMPARED_KEYS = 1_000
 _DAY = timedelta(days=1)
 _NEWEST, _CHANGED = "feature_platform_newest", "feature_platform_changed"
+_decode = msgspec.msgpack.Decoder().decode
+_encode = msgspec.msgpack.Encoder().encode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +174,7 @@ def materialize_view(
             partition=partition or newest.newest_window_key,
         )
         online.put_meta(codec.meta_key, meta.to_bytes(), force=again)
+        push.finish()
         # Sweeping looks at every key, so only where a reader's bounds have moved since the last push.
         bounds = (meta.full_generation, meta.newest_full)
         swept = 0
@@ -241,13 +247,14 @@ class _Push:
     ) -> None:
         self._connection, self._newest, self._view, self._online = connection, newest, newest.view, online
         self._project, self._progress, self._before = project, progress, goes_on_from
+        self._codec = ViewCodec(project, self._view)
         self._partial: list[str] = []
         self._codecs: dict[tuple[str, ...], ViewCodec] = {}
-        self.sent = self.unchanged = 0
+        self.sent = self.unchanged = self._reached = 0
 
     def schemas(self) -> dict[str, list[tuple[str, str]]]:
         """Return what readers need to map this push's rows by name."""
-        return {codec.definition: codec.schema for codec in [ViewCodec(self._project, self._view), *self._lacking().values()]}
+        return {codec.definition: codec.schema for codec in [self._codec, *self._codecs.values()]}
 
     def run(self, current: ViewMeta | None, changed: str | None) -> WriteCounts:
         """
@@ -257,25 +264,43 @@ class _Push:
             current: The view's meta: it is told of new schemas before the first row of one.
             changed: SELECT of the keys that may have changed; None sends all.
         """
-        if changed is None:
-            history = self._newest.rows()
-        else:
+        if changed is not None:
             self._connection.execute(f"create or replace temp table {_CHANGED} as {changed}")
-            history = self._of_changed(self._newest.rows(keys=f"temp.{_CHANGED}"))
+            return self._send(self._of_changed(self._newest.rows(keys=f"temp.{_CHANGED}")), current, 0)
+        # Part by part, each in a table that fits into little memory. A push that was cut short goes on with the part where it stopped.
+        estimated = self._newest.estimated_keys(self._connection, unless_rows=_PART_ROWS)
+        parts = max(1, -(-estimated // _PART_ROWS))
+        if parts == 1:
+            return self._send(self._newest.rows(), current, 0)
+        push = _decided(self._newest.identity, parts, current.full_at if current else None)
+        first, counts = _progress_of(self._online.get_many([self._codec.push_key], patient=True)[0], push)
+        for part in range(first, parts):
+            self._reached = max(self._reached, estimated * part // parts)
+            counts = counts.plus(self._send(self._newest.rows(part=(part, parts)), current, estimated))
+            self._online.put_meta(self._codec.push_key, _encode([push, part + 1, *counts]), force=True)
+        return counts
+
+    def finish(self) -> None:
+        """Forget how far the push came, once the meta has moved."""
+        if self._online.get_many([self._codec.push_key], patient=True)[0]:
+            self._online.put_meta(self._codec.push_key, b"", force=True)
+
+    def _send(self, history: History, current: ViewMeta | None, estimated: int) -> WriteCounts:
+        """Send the rows of a history."""
         if history.sql is None:
             return WriteCounts()  # the history was emptied: what is online is of an earlier generation
         self._partial = sorted(history.partial)
         self._connection.execute(f"create or replace temp table {_NEWEST} as {history.sql}")
+        codecs = self._lacking()
         if current and not self.schemas().keys() <= current.schemas.keys():
             known = {**current.schemas, **self.schemas()}
-            key = ViewCodec(self._project, self._view).meta_key
-            self._online.put_meta(key, replace(current, schemas=known).to_bytes(), force=True)
+            self._online.put_meta(self._codec.meta_key, replace(current, schemas=known).to_bytes(), force=True)
         total: int = first_row(self._connection, f"select count(*) from {_NEWEST}")[0]
         ttl = self._view.ttl
         # Garbage collection only, and of event views only; age is judged when reading.
         expire = 2 * -(-ttl // timedelta(seconds=1)) if ttl is not None and self._view.kind is ViewKind.EVENT else None
         # Closed whatever happens: a result that is still open would hide why the store refused.
-        with contextlib.closing(self._items(total)) as items:
+        with contextlib.closing(self._items(codecs, max(total, estimated))) as items:
             sent = items if self._before is None else self._differing(items, self._before)
             return self._online.put_many(sent, expire_seconds=expire)
 
@@ -290,9 +315,9 @@ class _Push:
         sql = f"select {', '.join(columns)} from temp.{_CHANGED} as c left join ({history.sql}) as n using ({quote_all(keys)})"
         return History(sql, history.partial)
 
-    def _items(self, total: int) -> Generator[tuple[bytes, bytes], None, None]:
+    def _items(self, codecs: Mapping[tuple[str, ...], ViewCodec], total: int) -> Generator[tuple[bytes, bytes], None, None]:
         has_marks = self._before is not None or self._view.kind is ViewKind.AGGREGATE
-        for lacking, codec in self._lacking().items() or [((), ViewCodec(self._project, self._view))]:
+        for lacking, codec in codecs.items():
             condition = " and ".join(f"{'not ' if name in lacking else ''}{quote(name + KNOWN)}" for name in self._partial) or "true"
             extra = [quote(TOMBSTONE)] if has_marks else []
             names = [*map(quote, self._view.entity.join_keys), "event_timestamp", *extra, *(quote(f.name) for f in codec.view.features)]
@@ -301,8 +326,9 @@ class _Push:
                 for batch in reader:
                     yield from codec.encode_rows(pa.Table.from_batches([batch]), self._newest.generation)
                     self.sent += batch.num_rows
+                    self._reached += batch.num_rows
                     if self._progress:
-                        self._progress(self.sent, total)
+                        self._progress(min(self._reached, total), total)
 
     def _differing(self, items: Iterator[tuple[bytes, bytes]], before: ViewMeta) -> Iterator[tuple[bytes, bytes]]:
         """Leave out what readers find online already; the generation alone is no difference."""
@@ -313,16 +339,34 @@ class _Push:
                 else:
                     yield key, value
 
-    def _lacking(self) -> dict[tuple[str, ...], ViewCodec]:
+    def _lacking(self) -> Mapping[tuple[str, ...], ViewCodec]:
         """Return a codec for each set of features that some rows lack; a row that lacks them all has no value."""
-        if not self._codecs and self._partial:
-            flags = ", ".join(quote(name + KNOWN) for name in self._partial)
-            for row in self._connection.execute(f"select distinct {flags} from {_NEWEST}").fetchall():
-                lacking = tuple(name for name, known in zip(self._partial, row, strict=True) if not known)
-                features = [feature for feature in self._view.features if feature.name not in lacking]
-                if features:
-                    self._codecs[lacking] = ViewCodec(self._project, replace(self._view, features=features))
-        return self._codecs
+        if not self._partial:
+            return {(): self._codec}
+        found = {}
+        flags = ", ".join(quote(name + KNOWN) for name in self._partial)
+        for row in self._connection.execute(f"select distinct {flags} from {_NEWEST}").fetchall():
+            lacking = tuple(name for name, known in zip(self._partial, row, strict=True) if not known)
+            features = [feature for feature in self._view.features if feature.name not in lacking]
+            if features and lacking not in self._codecs:
+                self._codecs[lacking] = ViewCodec(self._project, replace(self._view, features=features))
+            if features:
+                found[lacking] = self._codecs[lacking]
+        return found
+
+
+def _decided(identity: str, parts: int, full_at: int | None) -> str:
+    """Return a name that two pushes share only if what one has sent is what the other would send."""
+    return hashlib.sha256(repr((identity, parts, full_at)).encode()).hexdigest()
+
+
+def _progress_of(stored: bytes | None, push: str) -> tuple[int, WriteCounts]:
+    """Return how many parts a push has sent, and what became of them: none if what is stored is another push's."""
+    try:
+        its_push, parts, *counts = _decode(stored) if stored else ("", 0)
+    except (msgspec.DecodeError, TypeError, ValueError):
+        return 0, WriteCounts()
+    return (parts, WriteCounts(*counts)) if its_push == push else (0, WriteCounts())
 
 
 def _reads_alike(value: bytes, stored: bytes | None, before: ViewMeta) -> bool:

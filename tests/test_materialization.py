@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from feature_platform.errors import NotMaterializedError, OnlineStoreError
 from feature_platform.materialization import MaterializationReport
 from feature_platform.online.codec import ViewCodec
 from feature_platform.online.memory import MemoryOnlineStore
+from feature_platform.online.store import WriteCounts
 
 PRESENT, NULL_VALUE = FeatureStatus.PRESENT, FeatureStatus.NULL_VALUE
 NOT_FOUND, PAST_TTL = FeatureStatus.NOT_FOUND, FeatureStatus.OUTSIDE_MAX_AGE
@@ -391,3 +393,56 @@ def test_progress_is_told(tmp_path: Path) -> None:
         store.compute(now=NOW, progress=lambda *told: seen.append(told))
         store.materialize(now=NOW, progress=lambda *told: seen.append(told))
     assert seen == [("values", 1, 1), ("values", 2, 2)]
+
+
+class Failing(MemoryOnlineStore):
+    """A store that fails after some values, once."""
+
+    left: int | None = None
+    sent = 0
+
+    def put_many(self, items: Iterable[tuple[bytes, bytes]], *, expire_seconds: int | None = None) -> WriteCounts:
+        """Write until it is enough."""
+        return super().put_many(self._some(items), expire_seconds=expire_seconds)
+
+    def _some(self, items: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+        for item in items:
+            if self.left is not None and self.sent == self.left:
+                self.left = None
+                message = "the server went away"
+                raise OnlineStoreError(message)
+            self.sent += 1
+            yield item
+
+
+@pytest.mark.slow
+def test_a_large_push_goes_on_where_it_was_cut_short(tmp_path: Path) -> None:
+    """Keys go part by part, each once: what was sent before the fault is not sent again, and nothing is missing."""
+    count = 1_200_000
+    numbers = pa.array(range(count))
+    users = numbers.cast(pa.string())
+    write(tmp_path, {"user_id": users, "event_timestamp": pa.array([T0] * count, MICROS), "value": numbers}, "values")
+    online = Failing()
+    seen: list[tuple[int, int]] = []
+    with store_of(tmp_path, history_view(), online=online) as store:
+        store.compute(now=NOW)
+        online.left = 900_000
+        with pytest.raises(OnlineStoreError, match="went away"):
+            store.materialize(now=NOW)
+        with pytest.raises(NotMaterializedError):
+            online_values(store, 1)
+        (report,) = store.materialize(now=NOW + HOUR, progress=lambda _, sent, of: seen.append((sent, of)))
+        assert report.rows_written == count
+        assert report.rows_read < 500_000  # of three parts, the last one was cut short
+        assert seen == sorted(seen)
+        assert seen[-1][0] <= seen[-1][1]
+        assert online_values(store, count) == count
+        online.sent = 0
+        (again,) = store.materialize(now=NOW + 2 * DAY)
+        assert (again.is_complete, again.rows_written, online.sent) == (True, count, count)
+
+
+def online_values(store: FeatureStore, count: int) -> int:
+    """Return how many of some users have their own number online."""
+    found = store.get_online_features(["values:value"], {"user_id": [str(number) for number in range(count)]}, now=NOW).to_dict()["value"]
+    return sum(value == number for number, value in enumerate(found))

@@ -105,19 +105,41 @@ class NewestRows:
         end = self.summary.newest_end
         return None if end is None else self.store.partitions(self.view, after=end - 1)[0].window.key
 
-    def rows(self, *, keys: str | None = None) -> History:
+    def rows(self, *, keys: str | None = None, part: tuple[int, int] | None = None) -> History:
         """
         Return the SELECT of the newest row of each key.
 
         Args:
             keys: A table of join keys: only theirs.
+            part: Which of how many parts, each with about as many keys: only its keys.
         """
         history = self._history(list(self.view.feature_by_name))
         if history.sql is None:
             return history
         visible = "true" if self.view.is_window_view else visible_at(self.view, self.now)
         only = f" semi join {keys} using ({quote_all(self.view.entity.join_keys)})" if keys else ""
+        if part is not None:
+            visible += f" and hash({quote_all(self.view.entity.join_keys)}) % {part[1]} = {part[0]}"
         return History(winners(self.view, f"select * from ({history.sql}){only} where {visible}"), history.partial)
+
+    def estimated_keys(self, connection: duckdb.DuckDBPyConnection, *, unless_rows: int) -> int:
+        """Return about how many keys there are; where there are no more rows than `unless_rows`, the number of rows."""
+        rows = sum(one.rows for one in self.partitions) + (self.state.rows if self.state else 0)
+        history, keys = self._history([]).sql, quote_all(self.view.entity.join_keys)
+        if rows <= unless_rows or history is None or not keys:
+            return rows
+        found: int = first_row(connection, f"select approx_count_distinct(hash({keys})) from ({history})")[0]
+        return found
+
+    @property
+    def identity(self) -> str:
+        """What two looks have in common that find the same rows."""
+        # Rows of an event view become visible one by one: unless all are, the moment decides which.
+        is_all = self.view.is_window_view
+        if not is_all and not self.view.has_created_timestamp:
+            times = [one.max_event_timestamp or 0 for one in self.partitions] + ([self.state.until] if self.state else [])
+            is_all = max(times, default=0) + self.view.delay // MICROSECOND <= to_micros(self.now)
+        return repr((self.view.definition_hash, self.generation, self.summary, None if is_all else to_micros(self.now)))
 
     def changed_keys(self, since: Seen) -> str | None:
         """

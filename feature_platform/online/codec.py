@@ -72,7 +72,7 @@ class ViewCodec:
 
     def __init__(self, project: str, view: FeatureView) -> None:
         self.project, self.view = project, view
-        self.meta_key = layout.meta_key(project, view.name)
+        self.meta_key, self.push_key = layout.meta_key(project, view.name), layout.push_key(project, view.name)
         self.definition = view.definition_hash
         self.dtypes: dict[str, Dtype] = {feature.name: feature.type for feature in view.features}
         self._keys = view.entity.keys

@@ -24,6 +24,7 @@ __all__ = [
     "key_suffix",
     "meta_key",
     "pack_head",
+    "push_key",
     "read_head",
 ]
 
@@ -99,6 +100,11 @@ def key_suffix(view: str) -> bytes:
 def meta_key(project: str, view: str) -> bytes:
     """Return the key of a view's meta; no entity key begins so, since theirs have a brace there."""
     return f"{project}:meta:{view}".encode()
+
+
+def push_key(project: str, view: str) -> bytes:
+    """Return the key under which a push keeps how far it came."""
+    return f"{project}:push:{view}".encode()
 
 
 def key_pattern(project: str, entity: str, view: str) -> bytes:
