@@ -87,10 +87,10 @@ class SettingsError(FeaturePlatformError, ValueError):
 
 class UnknownNameError(FeaturePlatformError, LookupError):
     """
-    A view, feature, service or source that is not declared.
+    A view, feature, service or source that is not declared, or a token that is not in the file.
 
     Attributes:
-        kind: What was looked for: "view", "feature", "service" or "source".
+        kind: What was looked for: "view", "feature", "service", "source" or "token".
         name: The name that is not known.
         suggestion: The nearest known name, if one is near.
     """

@@ -47,7 +47,8 @@ class Settings:
         dagster_url: Where people reach the Dagster UI; links to runs begin with it.
         api_host: Address that the API binds; anything but loopback needs a token.
         api_port: Port of the API.
-        api_token: Bearer token that requests must carry; None on loopback.
+        api_token: A bearer token that may do everything; None on loopback, or where there is a tokens file.
+        api_tokens: The file that `fp token` keeps; relative to `root`.
         max_entities: Entity rows of one request at most.
         max_body_bytes: Size of one request's body at most.
     """
@@ -66,6 +67,7 @@ class Settings:
     api_host: str = "127.0.0.1"
     api_port: int = 8000
     api_token: str | None = field(default=None, repr=False)
+    api_tokens: Path | None = None
     max_entities: int = 1000
     max_body_bytes: int = 1_000_000
 
@@ -76,6 +78,8 @@ class Settings:
         object.__setattr__(self, "root", Path(self.root).absolute())
         for name in ("offline_root", "online_root"):
             object.__setattr__(self, name, self.root / Path(getattr(self, name)))
+        if self.api_tokens is not None:
+            object.__setattr__(self, "api_tokens", self.root / self.api_tokens)
         if not self.project or not set(self.project) <= _SAFE_PROJECT:
             message = f"project {self.project!r} is not safe as a key prefix.\nUse letters, digits, '_', '-' and '.'."
             raise SettingsError(message, field="project")

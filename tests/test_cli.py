@@ -21,17 +21,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from feature_platform.cli import cli
 from feature_platform.cli.arguments import parse_entity_rows
 from feature_platform.cli.output import EXIT_CODES, ago
 from feature_platform.cli.processes import ChildError, Children, StopSignals, free_port
-from feature_platform.cli.reference import help_text
+from feature_platform.cli.reference import all_commands, help_text
 from feature_platform.dtypes import resolve
 from feature_platform.errors import EntityRowsError
 from feature_platform.materialization import materialize_view
 from feature_platform.offline.store import OfflineStore
 from feature_platform.online.opening import open_online_store
 from feature_platform.settings import Settings
+from feature_platform.tokens import create_token, read_tokens
 from feature_platform.wording import span
 from features.streaming import activity
 
@@ -127,11 +127,11 @@ def test_get_loads_no_duckdb(project: Path) -> None:
     assert not {"duckdb", "dagster", "fastapi"} & set(loaded)
 
 
-@pytest.mark.parametrize("name", sorted(cli.commands))
-def test_every_command_has_an_example_and_json(name: str) -> None:
+@pytest.mark.parametrize("path", all_commands())
+def test_every_command_has_an_example_and_json(path: str) -> None:
     """The help of each command shows how it is typed, and offers `--json`."""
-    text = help_text(cli.commands[name], f"fp {name}")
-    assert f"fp {name}" in text.partition("Example")[2]
+    text = help_text(all_commands()[path], path)
+    assert path in text.partition("Example")[2]
     assert "--json" in text
 
 
@@ -476,6 +476,76 @@ def test_up_answers_at_three_addresses_and_ctrl_c_stops_everything(bare: Path, p
 def test_serve_refuses_the_network_without_a_token(bare: Path) -> None:
     """Beyond loopback a token is needed: refused with one document, and no address is printed."""
     assert fp_json(bare, "serve", "--host", "0.0.0.0", code=1)["error"]["field"] == "api_token"  # noqa: S104 - that is refused
+
+
+def test_a_token_is_made_shown_once_and_revoked(bare: Path) -> None:
+    """The token alone is on stdout; the list knows its limits and not itself; a revoked one is gone from it."""
+    file = {"FEATURE_PLATFORM_API_TOKENS": "made/tokens.json"}
+    made = fp(bare, "token", "create", "team", "--service", "recommender", "--expires", "90d", **file)
+    (secret,) = made.stdout.split()
+    assert "read of recommender until 2" in made.stderr
+    other = fp_json(bare, "token", "create", "robot", "--scope", "metrics", "--scope", "write", **file)
+    listed = fp(bare, "token", "list", **file).stdout + fp(bare, "token", "list", "--json", **file).stdout
+    stored = (bare / "made/tokens.json").read_text()
+    for token in (secret, other["token"]):
+        assert token.startswith("fpt_")
+        assert token not in made.stderr + listed + stored
+        assert token[4:] not in listed + stored
+    robot, team = fp_json(bare, "token", "list", **file)["tokens"]
+    assert (robot["name"], robot["scopes"], robot["services"], robot["expires_at"]) == ("robot", ["metrics", "write"], None, None)
+    assert (team["name"], team["scopes"], team["services"], team["is_expired"]) == ("team", ["read"], ["recommender"], False)
+    assert datetime.fromisoformat(team["expires_at"]) - datetime.fromisoformat(team["created_at"]) == timedelta(days=90)
+    assert "'team' is revoked" in fp(bare, "token", "revoke", "team", **file).stdout
+    assert [one["name"] for one in fp_json(bare, "token", "list", **file)["tokens"]] == ["robot"]
+    assert fp_json(bare, "token", "revoke", "robot", **file) == {"revoked": "robot"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["create", "taken"], 1, "there is a token 'taken' already.\nChoose another name"),
+        (["create", "two words"], 1, "'two words' is no name for a token.\nUse"),
+        (["create", "x", "--service", "recomender"], 1, "Did you mean 'recommender'?"),
+        (["revoke", "takn"], 1, "no token 'takn'.\nDid you mean 'taken'?"),
+        (["create", "x", "--scope", "reed"], 2, "'read'"),
+        (["create", "x", "--expires", "soon"], 2, "Write 7d"),
+        (["create", "x", "--expires", "0d"], 2, "Write 90d"),
+        (["create", "x", "--service", "recommender", "--scope", "write"], 2, "Make a second token"),
+        (["creat"], 2, "Did you mean 'create'?"),
+    ],
+    ids=["taken", "no-name", "no-service", "no-token", "no-scope", "no-span", "no-time", "service-and-write", "no-command"],
+)
+def test_a_token_that_cannot_be_made_is_told_why(bare: Path, arguments: list[str], code: int, said: str) -> None:
+    """Each refusal says what to type instead, and nothing is made."""
+    create_or_keep_token(bare / "kept.json", "taken")
+    before = (bare / "kept.json").read_bytes()
+    assert said in fp(bare, "token", *arguments, code=code, FEATURE_PLATFORM_API_TOKENS="kept.json").stderr
+    assert (bare / "kept.json").read_bytes() == before
+
+
+def create_or_keep_token(path: Path, name: str) -> None:
+    """Make a token unless there is one."""
+    if not read_tokens(path):
+        create_token(path, name, now=datetime.now(UTC))
+
+
+def test_tokens_need_a_file(bare: Path) -> None:
+    """Without one, the message names the setting, in the environment and in pyproject.toml."""
+    error = fp_json(bare, "token", "create", "x", code=1)["error"]
+    assert error["field"] == "api_tokens"
+    assert "FEATURE_PLATFORM_API_TOKENS" in error["message"]
+    assert "api_tokens = " in error["message"]
+
+
+def test_token_loads_no_engine(bare: Path) -> None:
+    """`fp token` needs neither FastAPI nor an engine."""
+    code = (
+        "import sys; from feature_platform.cli import cli; cli(['token', 'list'], standalone_mode=False); "
+        "print('LOADED', *sorted({name.split('.')[0] for name in sys.modules}))"
+    )
+    environment = clean_environment(FEATURE_PLATFORM_API_TOKENS="none.json")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, cwd=bare)
+    assert not {"duckdb", "dagster", "fastapi", "redis", "pandas"} & set(done.stdout.partition("LOADED")[2].split())
 
 
 def test_a_child_that_ends_is_told_with_its_last_words(tmp_path: Path) -> None:

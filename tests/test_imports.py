@@ -28,7 +28,7 @@ FRAMEWORKS = {
     "click",
     "rich",
 }
-GROUND_FLOOR = ["errors", "dtypes", "model", "registry", "windows", "settings"]
+GROUND_FLOOR = ["errors", "dtypes", "model", "registry", "windows", "settings", "tokens"]
 ERRORS = {name: one for name, one in vars(errors).items() if inspect.isclass(one) and issubclass(one, FeaturePlatformError)}
 # As drawn: indentation, name, the built-in in parentheses.
 DRAWN = re.compile(r"^    (?P<bars>[│ ]*[├└]── )?(?P<name>\w+Error)(?: \((?P<builtin>\w+)\))?", re.MULTILINE)

@@ -75,6 +75,8 @@ def test_paths_are_absolute_and_absolute_paths_stay(tmp_path: Path) -> None:
     assert settings.path("data/x.parquet") == tmp_path / "data/x.parquet"
     assert settings.path("/srv/x.parquet") == Path("/srv/x.parquet")
     assert Settings(root=Path("here")).root.is_absolute()
+    tokens = Settings.from_env({"FEATURE_PLATFORM_API_TOKENS": "data/tokens.json"}, start=tmp_path).api_tokens
+    assert (tokens, Settings(root=tmp_path).api_tokens) == (tmp_path / "data/tokens.json", None)
 
 
 @pytest.mark.parametrize("text", ["1", "true", "True", "yes", "ON"])
@@ -86,7 +88,7 @@ def test_yes_has_many_spellings(text: str, tmp_path: Path) -> None:
 
 def test_empty_text_is_none_where_none_is_allowed(tmp_path: Path) -> None:
     """An unset variable of a compose file arrives as an empty one."""
-    names = ["REDIS_URL", "REGISTRY", "MEMORY_LIMIT", "THREADS", "API_TOKEN"]
+    names = ["REDIS_URL", "REGISTRY", "MEMORY_LIMIT", "THREADS", "API_TOKEN", "API_TOKENS"]
     assert Settings.from_env({f"FEATURE_PLATFORM_{name}": "" for name in names}, start=tmp_path) == Settings(root=tmp_path)
 
 

@@ -38,11 +38,11 @@ def create_app(registry: Registry, settings: Settings, store: OnlineStore | None
 
     Args:
         registry: What may be asked for.
-        settings: `project`, `api_token`, the bounds and, unless `store` is given, where the online store is.
+        settings: `project`, `api_token`, `api_tokens`, the bounds and, unless `store` is given, where the online store is.
         store: Read from, and left open; without it the app opens one of its own and closes it.
 
     Raises:
-        SettingsError: The token is empty, or the store's URL is malformed.
+        SettingsError: The token is empty, the tokens file is broken, or the store's URL is malformed.
     """
     check_binding(settings, "localhost")
     reader = Reader(registry, settings, open_online_store(settings) if store is None else store)
@@ -70,7 +70,7 @@ def create_app(registry: Registry, settings: Settings, store: OnlineStore | None
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(Exception, _answer_defect)
     reads = add_routes(app, registry, reader)
-    app.front = Front(app.behind, reads, reader.metrics, None if settings.api_token is None else BearerAuth(settings.api_token))
+    app.front = Front(app.behind, reads, reader.metrics, BearerAuth.from_settings(settings))
     return app
 
 

@@ -171,14 +171,14 @@ def _get(app: FastAPI, path: str, handler: Handler, answer: str) -> None:
     names = [part.strip("{}") for part in path.split("/") if part.startswith("{")]
     parameters = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
     extra = {"parameters": parameters} if parameters else None
-    statuses = ([401] if path not in {"/health", "/ready"} else []) + ([404] if names else []) + ([503] if path == "/ready" else [])
+    statuses = ([401, 403] if path not in {"/health", "/ready"} else []) + ([404] if names else []) + ([503] if path == "/ready" else [])
     app.add_api_route(path, handler, methods=["GET"], responses=_responses(schemas.reference(answer), statuses), openapi_extra=extra)
 
 
 def _post(app: FastAPI, path: str, handler: Handler, request: str, answers: list[schemas.JsonSchema]) -> None:
     body = {"required": True, "content": {"application/json": {"schema": schemas.reference(request)}}}
     schema = answers[0] if len(answers) == 1 else {"oneOf": answers}
-    responses = _responses(schema, [400, 401, 404, 413, 415, 422, 503])
+    responses = _responses(schema, [400, 401, 403, 404, 413, 415, 422, 503])
     operation = path.strip("/").replace("/", "_").replace("-", "_")
     app.add_api_route(path, handler, methods=["POST"], operation_id=operation, responses=responses, openapi_extra={"requestBody": body})
 

@@ -17,6 +17,7 @@ from feature_platform.cli.history import compact, compute, history, sample
 from feature_platform.cli.online import get, materialize, rebuild_online, status
 from feature_platform.cli.project import init
 from feature_platform.cli.servers import down, serve, up
+from feature_platform.cli.tokens import token
 from feature_platform.cli.verify import verify
 from feature_platform.cli.why import why
 
@@ -64,6 +65,7 @@ for command in (
     history,
     verify,
     serve,
+    token,
     rebuild_online,
     status,
 ):

@@ -13,7 +13,7 @@ import click
 from feature_platform.cli import cli
 from feature_platform.cli.output import EXIT_CODES
 
-__all__ = ["help_text", "page"]
+__all__ = ["all_commands", "help_text", "page"]
 
 _HEAD = """# Command line
 
@@ -36,8 +36,18 @@ def page() -> str:
     """Return the page's text."""
     codes = "\n".join(f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items())
     parts = [_HEAD + codes, "## fp\n\n" + help_text(cli, "fp")]
-    parts += [f"## fp {name}\n\n{help_text(command, f'fp {name}')}" for name, command in cli.commands.items()]
+    parts += [f"## {path}\n\n{help_text(command, path)}" for path, command in all_commands().items()]
     return "\n\n".join(parts) + "\n"
+
+
+def all_commands(group: click.Group = cli, path: str = "fp") -> dict[str, click.Command]:
+    """Return every command by how it is typed, those of groups after their group."""
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        found[f"{path} {name}"] = command
+        if isinstance(command, click.Group):
+            found |= all_commands(command, f"{path} {name}")
+    return found
 
 
 def help_text(command: click.Command, path: str) -> str:
