@@ -60,14 +60,14 @@ class Token(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     name: _Name
     sha256: _Hex
-    scopes: Annotated[frozenset[TokenScope], msgspec.Meta(min_length=1)]
+    scopes: Annotated[tuple[TokenScope, ...], msgspec.Meta(min_length=1)]  # a set would hash an enum in every request, slowly
     services: Annotated[frozenset[str], msgspec.Meta(min_length=1)] | None = None
     created_at: _Moment
     expires_at: _Moment | None = None
 
     def __post_init__(self) -> None:
         """Refuse a limit that would not hold."""
-        if self.services is not None and self.scopes != {TokenScope.READ}:
+        if self.services is not None and self.scopes != (TokenScope.READ,):
             raise ValueError("a token limited to services has the scope 'read' and no other")
 
     def is_expired(self, now: datetime) -> bool:
@@ -149,7 +149,7 @@ def create_token(
     entry = {
         "name": name,
         "sha256": digest_of(secret.encode()),
-        "scopes": sorted(scopes),
+        "scopes": sorted(set(scopes)),
         "services": sorted(services) or None,
         "created_at": now,
         "expires_at": None if expires_after is None else now + expires_after,

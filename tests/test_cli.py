@@ -480,24 +480,27 @@ def test_serve_refuses_the_network_without_a_token(bare: Path) -> None:
 
 def test_a_token_is_made_shown_once_and_revoked(bare: Path) -> None:
     """The token alone is on stdout; the list knows its limits and not itself; a revoked one is gone from it."""
-    file = {"FEATURE_PLATFORM_API_TOKENS": "made/tokens.json"}
-    made = fp(bare, "token", "create", "team", "--service", "recommender", "--expires", "90d", **file)
+    path = "made/tokens.json"
+    made = fp(bare, "token", "create", "team", "--service", "recommender", "--expires", "90d", FEATURE_PLATFORM_API_TOKENS=path)
     (secret,) = made.stdout.split()
     assert "read of recommender until 2" in made.stderr
-    other = fp_json(bare, "token", "create", "robot", "--scope", "metrics", "--scope", "write", **file)
-    listed = fp(bare, "token", "list", **file).stdout + fp(bare, "token", "list", "--json", **file).stdout
-    stored = (bare / "made/tokens.json").read_text()
+    other = fp_json(bare, "token", "create", "robot", "--scope", "metrics", "--scope", "write", FEATURE_PLATFORM_API_TOKENS=path)
+    listed = (
+        fp(bare, "token", "list", FEATURE_PLATFORM_API_TOKENS=path).stdout
+        + fp(bare, "token", "list", "--json", FEATURE_PLATFORM_API_TOKENS=path).stdout
+    )
+    stored = (bare / path).read_text()
     for token in (secret, other["token"]):
         assert token.startswith("fpt_")
         assert token not in made.stderr + listed + stored
         assert token[4:] not in listed + stored
-    robot, team = fp_json(bare, "token", "list", **file)["tokens"]
+    robot, team = fp_json(bare, "token", "list", FEATURE_PLATFORM_API_TOKENS=path)["tokens"]
     assert (robot["name"], robot["scopes"], robot["services"], robot["expires_at"]) == ("robot", ["metrics", "write"], None, None)
     assert (team["name"], team["scopes"], team["services"], team["is_expired"]) == ("team", ["read"], ["recommender"], False)
     assert datetime.fromisoformat(team["expires_at"]) - datetime.fromisoformat(team["created_at"]) == timedelta(days=90)
-    assert "'team' is revoked" in fp(bare, "token", "revoke", "team", **file).stdout
-    assert [one["name"] for one in fp_json(bare, "token", "list", **file)["tokens"]] == ["robot"]
-    assert fp_json(bare, "token", "revoke", "robot", **file) == {"revoked": "robot"}
+    assert "'team' is revoked" in fp(bare, "token", "revoke", "team", FEATURE_PLATFORM_API_TOKENS=path).stdout
+    assert [one["name"] for one in fp_json(bare, "token", "list", FEATURE_PLATFORM_API_TOKENS=path)["tokens"]] == ["robot"]
+    assert fp_json(bare, "token", "revoke", "robot", FEATURE_PLATFORM_API_TOKENS=path) == {"revoked": "robot"}
 
 
 @pytest.mark.parametrize(

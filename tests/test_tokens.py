@@ -52,7 +52,7 @@ def test_what_is_written_is_read(file: Path) -> None:
     limited, _ = create_token(file, "a.b-c_1", now=NOW, services=["y", "x"], expires_after=timedelta(hours=1))
     free, _ = create_token(file, "free", now=NOW, scopes=list(TokenScope))
     assert read_tokens(file) == (limited, free)
-    assert (limited.services, limited.scopes) == (frozenset({"x", "y"}), frozenset({TokenScope.READ}))
+    assert (limited.services, limited.scopes) == (frozenset({"x", "y"}), (TokenScope.READ,))
     assert [limited.is_expired(NOW + timedelta(minutes=minutes)) for minutes in (59, 60)] == [False, True]
     assert not free.is_expired(NOW + timedelta(days=10_000))
     assert revoke_token(file, "free") == free
@@ -73,7 +73,7 @@ ENTRY: dict[str, Any] = {"name": "pasted-secret", "sha256": "0" * 64, "scopes": 
     ("content", "place"),
     [
         (b"", "not JSON"),
-        (b'{"tokens": ["pasted-secret"', "not JSON"),
+        (b'{"tokens": [{"name": "pasted-secret"', "not JSON"),
         (b'\xff{"tokens": []}', "not JSON"),
         (b'["pasted-secret"]', r"at \$"),
         (b'{"tokens": [], "pasted-secret": 1}', r"at \$"),

@@ -61,7 +61,7 @@ class BearerAuth:
         if settings.api_token is None:
             return None if settings.api_tokens is None else cls(LiveTokens(settings.api_tokens))
         digest = digest_of(settings.api_token.strip().encode())
-        everything = Token(name="api_token", sha256=digest, scopes=frozenset(TokenScope), created_at=datetime.now(UTC))
+        everything = Token(name="api_token", sha256=digest, scopes=tuple(TokenScope), created_at=datetime.now(UTC))
         return cls(LiveTokens(settings.api_tokens, [everything]))
 
     def refusal(self, scope: Scope) -> Problem | None:
@@ -90,7 +90,7 @@ def _limit(token: Token, method: str, path: str) -> Problem | None:
     """Return what keeps a token from a request."""
     needed = needed_scope(method, path)
     if needed not in token.scopes:
-        has = ", ".join(sorted(token.scopes))
+        has = ", ".join(token.scopes)
         return _forbidden(f"{method} {path} needs the scope {needed!s}, and token {token.name!r} has: {has}.\nMake one that has it", needed)
     if token.services is None or _service(method, path) in token.services:
         return None

@@ -84,7 +84,7 @@ def list_tokens(project: Project) -> None:
     rows: list[list[object]] = [
         [
             Text(one.name, style="bold cyan"),
-            ", ".join(sorted(one.scopes)),
+            ", ".join(one.scopes),
             ", ".join(sorted(one.services)) if one.services else "all",
             instant(one.created_at),
             Text("expired", style="red") if one.is_expired(now) else instant(one.expires_at) or "never",
@@ -115,14 +115,14 @@ def _file(project: Project) -> Path:
 
 
 def _limits(made: Token) -> str:
-    what = " and ".join(sorted(made.scopes))
+    what = " and ".join(made.scopes)
     return f"Token {made.name!r} is for {what}" + (f" of {', '.join(sorted(made.services))}" if made.services else "")
 
 
 def _document(one: Token) -> dict[str, object]:
     return {
         "name": one.name,
-        "scopes": sorted(one.scopes),
+        "scopes": list(one.scopes),
         "services": None if one.services is None else sorted(one.services),
         "created_at": iso(one.created_at),
         "expires_at": iso(one.expires_at),
