@@ -47,6 +47,8 @@ class Settings:
         dagster_url: Where people reach the Dagster UI; links to runs begin with it.
         api_host: Address that the API binds; anything but loopback needs a token.
         api_port: Port of the API.
+        api_workers: Processes that share the port.
+        api_max_connections: Connections that one of them takes at once.
         api_token: A bearer token that may do everything; None on loopback, or where there is a tokens file.
         api_tokens: The file that `fp token` keeps; relative to `root`.
         max_entities: Entity rows of one request at most.
@@ -66,6 +68,8 @@ class Settings:
     dagster_url: str = "http://127.0.0.1:3000"
     api_host: str = "127.0.0.1"
     api_port: int = 8000
+    api_workers: int = 1
+    api_max_connections: int = 2000
     api_token: str | None = field(default=None, repr=False)
     api_tokens: Path | None = None
     max_entities: int = 1000
@@ -83,7 +87,7 @@ class Settings:
         if not self.project or not set(self.project) <= _SAFE_PROJECT:
             message = f"project {self.project!r} is not safe as a key prefix.\nUse letters, digits, '_', '-' and '.'."
             raise SettingsError(message, field="project")
-        for name in ("max_entities", "max_body_bytes", "read_deadline_ms"):
+        for name in ("max_entities", "max_body_bytes", "read_deadline_ms", "api_workers", "api_max_connections"):
             if getattr(self, name) < 1:
                 message = f"{name} must be at least 1, not {getattr(self, name)}."
                 raise SettingsError(message, field=name)

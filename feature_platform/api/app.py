@@ -1,7 +1,7 @@
 """
-The HTTP application: what a request passes through on its way to a route, and the server around it.
+The HTTP application: what a request passes through on its way to a route, and how one process serves it.
 
-Knows FastAPI and uvicorn. Knows no Dagster, no DuckDB and no Parquet.
+Knows FastAPI. Knows no Dagster, no DuckDB and no Parquet.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -21,15 +20,16 @@ from feature_platform.api import schemas
 from feature_platform.api.auth import BearerAuth, check_binding
 from feature_platform.api.front import Front
 from feature_platform.api.problems import Problem, problem_of
-from feature_platform.api.protocol import BoundedHeadProtocol
+from feature_platform.api.protocol import Bounds
 from feature_platform.api.routes import PlainRoute, Reader, add_routes
+from feature_platform.api.server import Server, inherited_listener, server_config
 from feature_platform.errors import FeaturePlatformError
 from feature_platform.online.opening import open_online_store
 from feature_platform.online.store import OnlineStore
 from feature_platform.registry import Registry
 from feature_platform.settings import Settings
 
-__all__ = ["create_app", "serve", "server_config"]
+__all__ = ["create_app", "serve"]
 
 
 def create_app(registry: Registry, settings: Settings, store: OnlineStore | None = None) -> FastAPI:
@@ -82,7 +82,7 @@ def serve(
 
     Args:
         registry: What may be asked for.
-        settings: See `create_app`; `api_host` and `api_port` unless given here.
+        settings: See `create_app`; `api_max_connections`, and `api_host` and `api_port` unless given here.
         host: Address to bind.
         port: Port to bind.
         store: See `create_app`.
@@ -91,25 +91,12 @@ def serve(
         SettingsError: The address is not loopback and there is no token.
     """
     host = settings.api_host if host is None else host
-    check_binding(settings, host)
     port = settings.api_port if port is None else port
-    uvicorn.Server(server_config(create_app(registry, settings, store), host=host, port=port)).run()
-
-
-def server_config(app: FastAPI, *, host: str, port: int) -> uvicorn.Config:
-    """Return how an app is served: heads bounded, no WebSockets, no line per request in the log."""
-    return uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        http=BoundedHeadProtocol,
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=5,
-    )
+    listener = inherited_listener()
+    check_binding(settings, host if listener is None else listener.getsockname()[0])
+    bounds = Bounds(connections=settings.api_max_connections)
+    config = server_config(create_app(registry, settings, store), host=host, port=port, bounds=bounds)
+    Server(config).run(None if listener is None else [listener])
 
 
 class _Application(FastAPI):

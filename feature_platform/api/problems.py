@@ -80,10 +80,14 @@ class Problem(Exception):  # noqa: N818 - the RFC's word for it
         self.status, self.detail, self.kind, self.field = status, detail, kind, field
         self.suggestion, self.missing, self.headers = suggestion, missing, headers
 
+    @property
+    def phrase(self) -> str:
+        """The status in words."""
+        return HTTPStatus(self.status).phrase
+
     def response(self) -> Response:
         """Return the answer: members without a value are left out."""
-        phrase = HTTPStatus(self.status).phrase
-        kind = self.kind or phrase.lower().replace(" ", "-")
+        kind = self.kind or self.phrase.lower().replace(" ", "-")
         body = ProblemBody(
             type=f"urn:feature-platform:problem:{kind}",
             title=kind.replace("-", " ").capitalize(),

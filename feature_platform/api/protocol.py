@@ -1,55 +1,201 @@
 """
-The HTTP protocol of the server, with a bound on what comes before a body.
+The HTTP protocol of the server, with bounds on what a connection may take: bytes, seconds, and how many there are.
 
-Knows uvicorn. uvicorn's fast parser reads a request's line and headers without end: one client could fill the memory.
+Knows uvicorn. Of itself, uvicorn reads a head without end, waits for one without end, and resets an idle connection when it stops.
 """
 
 from __future__ import annotations
 
-from http import HTTPStatus
-from typing import Final
+import asyncio
+import math
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, Final
 
+from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
-from feature_platform.api.problems import PROBLEM_MEDIA_TYPE, Problem
+from feature_platform.api.problems import Problem
 
-__all__ = ["MAX_HEAD_BYTES", "BoundedHeadProtocol"]
+__all__ = ["MAX_HEAD_BYTES", "BoundedProtocol", "Bounds"]
 
 MAX_HEAD_BYTES: Final = 65_536
 """Request line and headers together; what arrives in one read may be more."""
 
+# A request that was sent before its client could hear of the stop is here within a round trip; a second is a slow one on any network.
+_GRACE_SECONDS: Final = 1.0
+# A socket that is closed with unread bytes resets the connection, and the client loses the refusal: what it still sends is read first.
+_LINGER_SECONDS: Final = 1.0
 
-class BoundedHeadProtocol(HttpToolsProtocol):
-    """uvicorn's protocol that answers 431 to a head that is too large."""
 
-    _is_in_head = False
-    _head_bytes = 0
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """
+    What a connection may take.
+
+    Attributes:
+        head_seconds: From the first byte of a request to the end of its headers.
+        body_seconds: For a whole body to arrive, and for a whole answer to be taken.
+        idle_seconds: Without a request. Longer than the 60 s after which nginx and most load balancers let go of a connection: the
+            side that sends requests has to be the one that closes, or it sends one into a connection that is just being closed.
+        connections: At once, in one process.
+    """
+
+    head_seconds: float = 10.0
+    body_seconds: float = 30.0
+    idle_seconds: int = 75
+    connections: int = 2000
+
+
+class _Stage(Enum):
+    IDLE = auto()
+    HEAD = auto()
+    BODY = auto()
+    ANSWER = auto()
+    TAKING = auto()  # answered; perhaps the client has not read all of it
+    REFUSED = auto()
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """
+    uvicorn's protocol with deadlines, which `Server` looks at: a timer for each request would cost more than the rest of this.
+
+    Args:
+        bounds: What a connection may take.
+        config: Of uvicorn, as what follows.
+        server_state: Shared by all connections.
+        app_state: Of the lifespan.
+    """
+
+    def __init__(
+        self,
+        bounds: Bounds,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._bounds = bounds
+        self._stage, self._deadline = _Stage.IDLE, math.inf
+        self._head_bytes = 0
+        self._is_draining = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        """Let a connection in, or tell it that there are too many."""
+        super().connection_made(transport)
+        self._enter(_Stage.IDLE, self._bounds.idle_seconds)
+        most = self._bounds.connections
+        if len(self.connections) > 2 * most:
+            transport.abort()  # even telling them takes too much
+        elif len(self.connections) > most:
+            detail = f"this process has {most} connections, and takes no more.\nTry again, or raise FEATURE_PLATFORM_API_MAX_CONNECTIONS."
+            self._refuse(Problem(503, detail, kind="too-many-connections", headers={"Retry-After": "1"}))
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived; refuse a head that is still not over."""
+        if self._stage is _Stage.REFUSED:
+            return
         super().data_received(data)
         # Counted afterwards: a short head and a long body may arrive together.
-        if self._is_in_head and not self.transport.is_closing():
+        if self._stage is _Stage.HEAD and not self.transport.is_closing():
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse()
+                self._refuse(Problem(431, f"the request line and headers are larger than {MAX_HEAD_BYTES} bytes."))
 
     def on_message_begin(self) -> None:
         """Begin to count."""
-        self._is_in_head, self._head_bytes = True, 0
+        self._head_bytes = 0
+        self._enter(_Stage.HEAD, self._bounds.head_seconds)
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """Cease to count."""
-        self._is_in_head = False
+        """Cease to count; a connection that is to end says so in its answer."""
+        self._enter(_Stage.BODY, self._bounds.body_seconds)
         super().on_headers_complete()
+        if self._is_draining:
+            self.cycle.keep_alive = False
 
-    def _refuse(self) -> None:
-        status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-        body = bytes(Problem(status, f"the request line and headers are larger than {MAX_HEAD_BYTES} bytes.").response().body)
-        head = (
-            f"HTTP/1.1 {status} {status.phrase}\r\ncontent-type: {PROBLEM_MEDIA_TYPE}\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
-        self.transport.close()
+    def on_message_complete(self) -> None:
+        """Wait for nothing more: it is the server's turn, unless it has answered already."""
+        if self.cycle.response_complete:  # uvicorn has stopped its timer, and would not start it again
+            self._enter(_Stage.IDLE, _GRACE_SECONDS if self._is_draining else self._bounds.idle_seconds)
+        else:
+            self._enter(_Stage.ANSWER, math.inf)
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Begin to wait for the client to read."""
+        if self._stage in {_Stage.ANSWER, _Stage.TAKING}:  # else it was answered before all of it was there
+            self._enter(_Stage.TAKING, _GRACE_SECONDS if self._is_draining else self._bounds.body_seconds)
+        super().on_response_complete()
+
+    def shutdown(self) -> None:
+        """
+        End the connection as soon as nothing is lost by it; may be called again.
+
+        uvicorn closes idle connections at once, into the face of a request that is on its way.
+        """
+        if self._is_draining:
+            return
+        self._is_draining = True
+        if self._is_answering:
+            # An answer that has begun has told the client that it may send another request.
+            self.cycle.keep_alive = self.cycle.keep_alive and self.cycle.response_started
+        elif self._stage in {_Stage.IDLE, _Stage.TAKING}:
+            self._enter(self._stage, _GRACE_SECONDS)
+
+    def check_deadline(self, now: float) -> None:
+        """
+        Cut off what has taken too long.
+
+        Args:
+            now: The loop's time.
+        """
+        if now < self._deadline:
+            return
+        if self._stage is _Stage.HEAD:
+            self._refuse_late(f"the request line and headers were not there within {self._bounds.head_seconds:g} s.")
+        elif self._stage is _Stage.BODY:
+            self._refuse_late(f"the body was not there within {self._bounds.body_seconds:g} s.")
+        elif self._stage is _Stage.TAKING and self.transport.get_write_buffer_size() > 0:
+            if not self._is_draining:  # then the server's own bound holds
+                self.transport.abort()  # close() would wait for the client to read
+        elif self._stage is _Stage.TAKING and not self._is_draining:
+            # uvicorn closes it sooner, unless it gets line ends, which are no request and stop uvicorn's timer.
+            self._enter(_Stage.IDLE, self._bounds.idle_seconds)
+        elif self._stage is _Stage.REFUSED:
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    @property
+    def _is_answering(self) -> bool:
+        return not getattr(self.cycle, "response_complete", True)  # before the first request there is no cycle
+
+    def _enter(self, stage: _Stage, seconds: float) -> None:
+        self._stage, self._deadline = stage, self.loop.time() + seconds
+
+    def _refuse_late(self, detail: str) -> None:
+        # What was asked before has no answer yet, or this has half of one: a second answer would be taken for its rest.
+        if self.pipeline or (self._is_answering and (self._stage is _Stage.HEAD or self.cycle.response_started)):
+            self.transport.abort()
+        elif self._stage is _Stage.BODY and not self._is_answering:
+            self.transport.abort()  # it was answered long ago
+        else:
+            self._refuse(Problem(408, detail))
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answer in the application's stead, and hear no more."""
+        response = problem.response()
+        head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
+        line = f"HTTP/1.1 {problem.status} {problem.phrase}\r\n".encode()
+        self.transport.write(line + head + b"connection: close\r\n\r\n" + bytes(response.body))
+        self.transport.write_eof()
+        self._unset_keepalive_if_required()
+        self._enter(_Stage.REFUSED, _LINGER_SECONDS)
+        self.flow.resume_reading()
+        if self._is_answering:
+            self.cycle.disconnected = True  # the application waits for more of the body
+            self.cycle.message_event.set()

@@ -155,30 +155,36 @@ def dagster_home(settings: Settings) -> Path:
     return home
 
 
-@click.command(epilog=examples("fp serve --port 8001"))
+@click.command(epilog=examples("fp serve --port 8001", "fp serve --workers 4"))
 @click.option("--host", help="Address to bind; beyond this machine only with a token. [default: the setting api_host, 127.0.0.1]")
 @click.option("--port", type=int, help="Port to bind. [default: the setting api_port, 8000]")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes that share the port. [default: the setting api_workers, 1]")
 @json_option
 @pass_project
-def serve(project: Project, *, host: str | None, port: int | None) -> None:
+def serve(project: Project, *, host: str | None, port: int | None, workers: int | None) -> None:
     """
     Serve features over HTTP until Ctrl-C.
 
-    Documentation of the routes is at /docs.
+    Documentation of the routes is at /docs. Ctrl-C and SIGTERM answer what is under way. With several workers, one that
+    dies is replaced, and SIGHUP replaces them one by one: with new code, and without a dropped connection.
     """
     from feature_platform import api  # noqa: PLC0415 - loads FastAPI
     from feature_platform.api.auth import check_binding  # noqa: PLC0415 - as above
 
     settings = project.settings
     host, port = host or settings.api_host, settings.api_port if port is None else port
+    workers = settings.api_workers if workers is None else workers
     check_binding(settings, host)
-    if host in {LOOPBACK, "localhost"}:
+    if "LISTEN_FDS" not in os.environ and host in {LOOPBACK, "localhost"}:
         check_port(port, "the API", "--port")
     url = f"http://{host}:{port}"
     registry = project.registry
     project.output.line(f"{url}/docs")
     project.output.document({"url": url, "pid": os.getpid()})
-    api.serve(registry, settings, host=host, port=port)
+    if workers == 1:
+        api.serve(registry, settings, host=host, port=port)
+    else:
+        api.serve_workers(settings, workers=workers, host=host, port=port)
 
 
 @click.command(epilog=examples("fp down"))
