@@ -104,8 +104,10 @@ class Serving:
                 pass_fds=[] if listener is None else [listener.fileno()],
                 start_new_session=True,
             )
-        until(f"an answer\n{self.log()}", lambda: self.process.poll() is not None or answers(f"http://127.0.0.1:{port}/health"))
+        until("an answer", lambda: self.process.poll() is not None or answers(f"http://127.0.0.1:{port}/health"))
         assert self.process.poll() is None, self.log()
+        if workers > 1:
+            until("all workers", lambda: sum(f"Worker {pid} answers." in self.log() for pid in self.workers()) == workers)
 
     def log(self) -> str:
         """Return what it printed."""

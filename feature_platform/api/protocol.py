@@ -127,7 +127,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Begin to wait for the client to read."""
-        if self._stage in {_Stage.ANSWER, _Stage.TAKING}:  # else it was answered before all of it was there
+        # Else it was answered before it was all there, or the next has begun. No set: the hash of an enum is a call in Python.
+        if self._stage is _Stage.ANSWER or self._stage is _Stage.TAKING:
             self._enter(_Stage.TAKING, _GRACE_SECONDS if self._is_draining else self._bounds.body_seconds)
         super().on_response_complete()
 

@@ -78,7 +78,11 @@ class Server(uvicorn.Server):
 
 
 def server_config(app: ASGIApp, *, host: str, port: int, bounds: Bounds | None = None) -> uvicorn.Config:
-    """Return how an app is served: connections bounded, no WebSockets, no line per request in the log."""
+    """
+    Return how an app is served: connections bounded, no WebSockets, no line per request in the log.
+
+    Lets this process open as many files as its connections need.
+    """
     bounds = bounds or Bounds()
     _raise_file_limit(2 * bounds.connections + _OTHER_FILES)
     return uvicorn.Config(

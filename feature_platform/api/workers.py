@@ -61,7 +61,7 @@ def serve_workers(settings: Settings, *, workers: int, host: str | None = None, 
 
     Raises:
         SettingsError: The address is not loopback and there is no token.
-        WorkerError: A worker ended before it answered anything.
+        WorkerError: All workers ended, or hang, before one answered anything.
     """
     host = settings.api_host if host is None else host
     port = settings.api_port if port is None else port
@@ -125,10 +125,7 @@ class _Supervisor:
         signal.signal(signal.SIGHUP, self._ask_reload)
         try:
             self._workers = [self._start() for _ in range(self._count)]
-            for worker in self._workers:
-                if not self._becomes_ready(worker) and not self._stops:
-                    message = f"worker {worker.process.pid} ended or hung before it answered anything.\nWhat it said stands above."
-                    raise WorkerError(message)
+            self._wait_for_the_first()
             while not self._stops:
                 wait([worker.process.sentinel for worker in self._workers], _POLL_SECONDS)
                 if self._wants_reload:
@@ -140,6 +137,17 @@ class _Supervisor:
 
     def _start(self) -> _Worker:
         return _Worker(self._settings, self._listener)
+
+    def _wait_for_the_first(self) -> None:
+        """Return when one is ready: then the declarations load, and the death of another is an accident, which is made good."""
+        deadline = time.monotonic() + _READY_SECONDS
+        while not self._stops and not any(worker.is_ready for worker in self._workers):
+            if time.monotonic() > deadline or not any(worker.process.is_alive() for worker in self._workers):
+                message = f"of {self._count} workers none has answered, and they ended or hang.\nWhat they said stands above."
+                raise WorkerError(message)
+            time.sleep(_POLL_SECONDS)
+            for worker in self._workers:
+                worker.look()
 
     def _becomes_ready(self, worker: _Worker) -> bool:
         deadline = time.monotonic() + _READY_SECONDS
