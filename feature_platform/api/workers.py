@@ -67,8 +67,9 @@ def serve_workers(settings: Settings, *, workers: int, host: str | None = None, 
     port = settings.api_port if port is None else port
     listener = inherited_listener()
     check_binding(settings, host if listener is None else listener.getsockname()[0])
+    config = uvicorn.Config("", host=host, port=port)  # which also sets up the log
     # Bound here and listened to by the workers: until the first of them is ready, connections are refused and not kept waiting.
-    with uvicorn.Config("", host=host, port=port).bind_socket() if listener is None else listener as listener:
+    with config.bind_socket() if listener is None else listener as listener:
         _Supervisor(settings, listener, workers).run()
 
 
