@@ -73,7 +73,7 @@ def run(context: Context, tally: Tally) -> None:
             load = partial(_load, asked=asked, features=features, seconds=seconds, rate=rate)
             subjects = []
             for name, (port, process) in servers.items():
-                subjects.append(Subject(name, partial(load, port=port, pid=process.pid, columns=name == "feast")))
+                subjects.append(Subject(name, partial(load, port=port, pid=process.pid, is_feast=name == "feast")))
             if benchmark is not None and context.limits and rate is None:
                 bare = partial(_redis_benchmark, program=benchmark, path=ensure_server(online_root), keys=keys)
                 subjects.append(Subject("redis_benchmark", partial(bare, asked=asked, features=features, seconds=seconds)))
@@ -121,8 +121,8 @@ def _is_ready(port: int, path: str) -> bool:
         return False
 
 
-def _load(*, port: int, pid: int, asked: list[list[int]], features: int, seconds: float, rate: float | None, columns: bool) -> Run:
-    shape: dict[str, Any] = {"asked": asked, "width": features, "columns": columns}
+def _load(*, port: int, pid: int, asked: list[list[int]], features: int, seconds: float, rate: float | None, is_feast: bool) -> Run:
+    shape: dict[str, Any] = {"asked": asked, "width": features, "is_feast": is_feast}
     run_ = in_worker("http_load", port=port, connections=_CONNECTIONS, seconds=seconds, rate=rate, **shape)
     # The memory that counts is the server's, since it started.
     return Run(

@@ -35,10 +35,11 @@ class _Load:
     stop: float = 0.0
     latencies: list[float] = field(default_factory=list)
     refused: int = 0
+    dropped: int = 0
     wrong: int = 0
 
     def count(self, index: int, answer: bytes | None, latency: float) -> None:
-        """Take one answer into account; None was a refusal, on which no time counts."""
+        """Take one answer into account; None was a refusal or a dropped connection, on which no time counts."""
         if answer is None:
             self.refused += 1
         else:
@@ -46,7 +47,7 @@ class _Load:
             self.wrong += answer != self.answers[index]
 
 
-def run(*, port: int, asked: list[list[int]], width: int, connections: int, seconds: float, rate: float | None, columns: bool) -> Run:
+def run(*, port: int, asked: list[list[int]], width: int, connections: int, seconds: float, rate: float | None, is_feast: bool) -> Run:
     """
     Ask every question once, in order; warm up; then load for some seconds.
 
@@ -57,29 +58,33 @@ def run(*, port: int, asked: list[list[int]], width: int, connections: int, seco
         connections: At once.
         seconds: How long.
         rate: Requests a second; None is as many as it takes.
-        columns: Whether one entity is asked about in columns, too.
+        is_feast: One entity is asked about in columns, too; and connections may be dropped, with the requests on them, since its worker
+            ends after a thousand.
     """
-    requests = [_request(port, numbers, width, columns=columns or len(numbers) > 1) for numbers in asked]
-    return uvloop.run(_run(_Load(port, requests, []), width, connections, seconds, rate))
+    requests = [_request(port, numbers, width, columns=is_feast or len(numbers) > 1) for numbers in asked]
+    return uvloop.run(_run(_Load(port, requests, []), width, connections, seconds, rate, may_drop=is_feast))
 
 
-async def _run(load: _Load, width: int, connections: int, seconds: float, rate: float | None) -> Run:
-    reader, writer = await asyncio.open_connection(_HOST, load.port)
+async def _run(load: _Load, width: int, connections: int, seconds: float, rate: float | None, *, may_drop: bool) -> Run:
+    connection = _Connection(load)
     for request in load.requests:
-        answer = await _ask(reader, writer, request)
+        answer = await connection.ask(request) or await connection.ask(request)
         if answer is None:
             message = "503 without any load"
             raise BenchmarkError(message)
         load.answers.append(answer)
-    writer.close()
+    connection.close()
     checksum = checksum_of_rows(row for answer in load.answers for row in _values(answer, width))
     await _drive(load, connections, min(_WARM_UP_SECONDS, seconds), rate)
     load.latencies.clear()
-    load.refused = 0
+    load.refused = load.dropped = 0
     took = await _drive(load, connections, seconds, rate)
     done = len(load.latencies)
-    if load.wrong or load.refused > done * _REFUSED_AT_MOST:
-        message = f"of {done + load.refused} answers under load, {load.wrong} were not the ones read before, and {load.refused} were 503"
+    if load.wrong or load.refused > done * _REFUSED_AT_MOST or (load.dropped and not may_drop):
+        message = (
+            f"of {done + load.refused} answers under load, {load.wrong} were not the ones read before, and {load.refused} were 503; "
+            f"{load.dropped} were lost with a connection"
+        )
         raise BenchmarkError(message)
     return Run(
         # At a fixed rate the time between answers is ours; the time that one takes is the server's.
@@ -101,26 +106,48 @@ async def _drive(load: _Load, connections: int, seconds: float, rate: float | No
     return time.perf_counter() - started
 
 
+class _Connection:
+    """One connection of a load; opened again where the server drops it, as some do after so many requests."""
+
+    def __init__(self, load: _Load) -> None:
+        self._load = load
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, request: bytes) -> bytes | None:
+        """Return the body of an answer; None where there is none."""
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(_HOST, self._load.port)
+        try:
+            return await _ask(*self._streams, request)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            self._load.dropped += 1
+            self._load.refused -= 1  # as which it will be counted
+            self.close()
+            return None
+
+    def close(self) -> None:
+        """Close it."""
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
 async def _as_fast_as_it_goes(load: _Load, number: int) -> None:
-    reader, writer = await asyncio.open_connection(_HOST, load.port)
-    index = number
+    connection, index = _Connection(load), number
     while (started := time.perf_counter()) < load.stop:
         index = (index + 1) % len(load.requests)
-        answer = await _ask(reader, writer, load.requests[index])
-        load.count(index, answer, time.perf_counter() - started)
-    writer.close()
+        load.count(index, await connection.ask(load.requests[index]), time.perf_counter() - started)
+    connection.close()
 
 
 async def _at_a_rate(load: _Load, number: int, started: float, connections: int, rate: float) -> None:
-    reader, writer = await asyncio.open_connection(_HOST, load.port)
-    index, due = number, started + number / rate
+    connection, index, due = _Connection(load), number, started + number / rate
     while due < load.stop:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         index = (index + 1) % len(load.requests)
-        answer = await _ask(reader, writer, load.requests[index])
-        load.count(index, answer, time.perf_counter() - due)
+        load.count(index, await connection.ask(load.requests[index]), time.perf_counter() - due)
         due += connections / rate
-    writer.close()
+    connection.close()
 
 
 async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bytes | None:
