@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
     from feature_platform.registry import Registry
 
-__all__ = ["ENVIRONMENT_PREFIX", "Settings", "load_registry"]
+__all__ = ["API_LOGS", "ENVIRONMENT_PREFIX", "Settings", "load_registry"]
 
 ENVIRONMENT_PREFIX = "FEATURE_PLATFORM_"
+API_LOGS = ("errors", "all", "none")
 _LAST_PORT = 65_535
 _SAFE_PROJECT = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
@@ -51,6 +52,7 @@ class Settings:
         api_max_connections: Connections that one of them takes at once.
         api_token: A bearer token that may do everything; None on loopback, or where there is a tokens file.
         api_tokens: The file that `fp token` keeps; relative to `root`.
+        api_log: Which requests the API writes a line of JSON for: "errors", "all" or "none".
         max_entities: Entity rows of one request at most.
         max_body_bytes: Size of one request's body at most.
     """
@@ -72,6 +74,7 @@ class Settings:
     api_max_connections: int = 2000
     api_token: str | None = field(default=None, repr=False)
     api_tokens: Path | None = None
+    api_log: str = "errors"
     max_entities: int = 1000
     max_body_bytes: int = 1_000_000
 
@@ -97,6 +100,12 @@ class Settings:
         if not 0 <= self.api_port <= _LAST_PORT:
             message = f"api_port {self.api_port} is not a port.\nUse 1 to {_LAST_PORT}; 0 takes a free one."
             raise SettingsError(message, field="api_port")
+        self._check_api()
+
+    def _check_api(self) -> None:
+        if self.api_log not in API_LOGS:
+            message = f"api_log {self.api_log!r} is not known.\n{suggest(self.api_log, API_LOGS)}"
+            raise SettingsError(message, field="api_log")
         if not self.api_host:
             message = "api_host is empty, which would bind every address.\nWrite 127.0.0.1, or the address that you mean."
             raise SettingsError(message, field="api_host")

@@ -19,8 +19,10 @@ from starlette.types import Receive, Scope, Send
 from feature_platform.api import schemas
 from feature_platform.api.auth import BearerAuth, check_binding
 from feature_platform.api.front import Front
+from feature_platform.api.metrics import Metrics
 from feature_platform.api.problems import Problem, problem_of
 from feature_platform.api.protocol import Bounds
+from feature_platform.api.request_log import RequestLog
 from feature_platform.api.routes import PlainRoute, Reader, add_routes
 from feature_platform.api.server import Server, inherited_listener, server_config
 from feature_platform.errors import FeaturePlatformError
@@ -70,7 +72,8 @@ def create_app(registry: Registry, settings: Settings, store: OnlineStore | None
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(Exception, _answer_defect)
     reads = add_routes(app, registry, reader)
-    app.front = Front(app.behind, reads, reader.metrics, BearerAuth.from_settings(settings))
+    app.front = Front(app.behind, reads, reader.metrics, BearerAuth.from_settings(settings), RequestLog(settings.api_log))
+    app.metrics = reader.metrics
     return app
 
 
@@ -104,6 +107,7 @@ class _Application(FastAPI):
 
     schemas: Mapping[str, schemas.JsonSchema]
     front: Front
+    metrics: Metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, through the front."""

@@ -7,6 +7,7 @@ Response. Knows ASGI. Knows nothing of features.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Final
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
 
     from feature_platform.api.auth import BearerAuth
     from feature_platform.api.metrics import Metrics
+    from feature_platform.api.request_log import RequestLog
 
 __all__ = ["Front", "Read"]
 
 Read = Callable[["Scope", "Receive"], Awaitable[bytes]]
 """Answers a POST with JSON; raises Problem or FeaturePlatformError."""
 
+_log = logging.getLogger("uvicorn.error")
 _SAFE_HEADERS: Final = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
 
 
@@ -37,10 +40,11 @@ class Front:
         reads: By path.
         metrics: Count every answer under its route's template, so that the labels stay few.
         auth: Who may ask; None lets everybody.
+        log: Names requests, and writes them down.
     """
 
-    def __init__(self, app: ASGIApp, reads: Mapping[str, Read], metrics: Metrics, auth: BearerAuth | None) -> None:
-        self._app, self._reads, self._metrics, self._auth = app, reads, metrics, auth
+    def __init__(self, app: ASGIApp, reads: Mapping[str, Read], metrics: Metrics, auth: BearerAuth | None, log: RequestLog) -> None:
+        self._app, self._reads, self._metrics, self._auth, self._log = app, reads, metrics, auth, log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -49,14 +53,15 @@ class Front:
             return
         started = time.perf_counter()
         status, route = 500, "other"  # what the server answers if nothing below does
-        metrics = self._metrics
+        metrics, request_id = self._metrics, self._log.name(scope)
         metrics.in_flight += 1
+        more_headers = [*_SAFE_HEADERS, (b"x-request-id", request_id)]
 
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *_SAFE_HEADERS]
+                message["headers"] = [*message["headers"], *more_headers]
             await send(message)
 
         try:
@@ -68,20 +73,29 @@ class Front:
                 route = getattr(scope.get("route"), "path", "other")
             else:
                 route = scope["path"]
-                try:
-                    body = await read(scope, receive)
-                except Problem as problem:
-                    await problem.response()(scope, receive, noting)
-                except FeaturePlatformError as error:
-                    await problem_of(error).response()(scope, receive, noting)
-                except Exception:
-                    await Problem(500, "this is a defect of the server; its log has the traceback.").response()(scope, receive, noting)
-                    raise
+                answer = await _answer(read, scope, receive)
+                if isinstance(answer, Problem):
+                    await answer.response()(scope, receive, noting)
                 else:
                     status = 200
-                    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *_SAFE_HEADERS]
+                    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer)), *more_headers]
                     await send({"type": "http.response.start", "status": 200, "headers": headers})
-                    await send({"type": "http.response.body", "body": body})
+                    await send({"type": "http.response.body", "body": answer})
         finally:
             metrics.in_flight -= 1
-            metrics.observe_request(route, status, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            metrics.observe_request(route, status, seconds)
+            if self._log.wants(status):
+                self._log.write(request_id, scope, route, status, seconds)
+
+
+async def _answer(read: Read, scope: Scope, receive: Receive) -> bytes | Problem:
+    try:
+        return await read(scope, receive)
+    except Problem as problem:
+        return problem
+    except FeaturePlatformError as error:
+        return problem_of(error)
+    except Exception:  # noqa: BLE001 - as uvicorn would, which answers with no problem body
+        _log.exception("a read failed that should not")
+        return Problem(500, "this is a defect of the server; its log has the traceback.")

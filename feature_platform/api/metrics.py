@@ -33,6 +33,8 @@ class Metrics:
         self._latencies: dict[str, list[int]] = {}
         self._seconds: dict[str, float] = {}
         self._statuses: Counter[tuple[str, str, str]] = Counter()
+        self._refusals: Counter[int] = Counter()
+        self._trips, self._trip_seconds = [0] * (len(_BUCKETS_SECONDS) + 1), 0.0
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         """Count one answer."""
@@ -40,6 +42,15 @@ class Metrics:
         counts = self._latencies.setdefault(route, [0] * (len(_BUCKETS_SECONDS) + 1))
         counts[bisect_left(_BUCKETS_SECONDS, seconds)] += 1
         self._seconds[route] = self._seconds.get(route, 0.0) + seconds
+
+    def observe_refusal(self, status: int) -> None:
+        """Count a connection that was refused before its request was one: too many, too slow, too large a head."""
+        self._refusals[status] += 1
+
+    def observe_read(self, seconds: float) -> None:
+        """Count one round trip to the online store that answered."""
+        self._trips[bisect_left(_BUCKETS_SECONDS, seconds)] += 1
+        self._trip_seconds += seconds
 
     def observe_statuses(self, view: str, feature: str, statuses: Sequence[FeatureStatus]) -> None:
         """Count what one request was answered for a feature."""
@@ -62,10 +73,14 @@ class Metrics:
         lines += [f'{_name("requests_total")}{{route="{r}",status="{s}"}} {n}' for (r, s), n in sorted(self._requests.items())]
         lines += _head("request_seconds", "histogram", "Seconds from a request's head to the last byte of its answer.")
         for route, counts in sorted(self._latencies.items()):
-            lines += _histogram(route, counts, self._seconds[route])
+            lines += _histogram("request_seconds", f'route="{route}"', counts, self._seconds[route])
         lines += _head("feature_values_total", "counter", "Values answered, by view, feature and status.")
         for (view, feature, status), n in sorted(self._statuses.items()):
             lines.append(f'{_name("feature_values_total")}{{view="{view}",feature="{feature}",status="{status}"}} {n}')
+        lines += _head("refused_connections_total", "counter", "Connections refused before their request was one, by status.")
+        lines += [f'{_name("refused_connections_total")}{{status="{status}"}} {n}' for status, n in sorted(self._refusals.items())]
+        lines += _head("online_read_seconds", "histogram", "Round trips to the online store that answered.")
+        lines += _histogram("online_read_seconds", "", self._trips, self._trip_seconds)
         lines += _head("requests_in_flight", "gauge", "Requests that are not answered yet.")
         lines.append(f"{_name('requests_in_flight')} {self.in_flight}")
         for gauge, (text, values) in gauges.items():
@@ -82,11 +97,9 @@ def _head(metric: str, kind: str, text: str) -> list[str]:
     return [f"# HELP {_name(metric)} {text}", f"# TYPE {_name(metric)} {kind}"]
 
 
-def _histogram(route: str, counts: Iterable[int], seconds: float) -> list[str]:
-    lines, total = [], 0
+def _histogram(metric: str, label: str, counts: Iterable[int], seconds: float) -> list[str]:
+    lines, total, others = [], 0, f"{{{label}}}" if label else ""
     for bound, count in zip([*map(str, _BUCKETS_SECONDS), "+Inf"], counts, strict=True):
         total += count
-        lines.append(f'{_name("request_seconds_bucket")}{{route="{route}",le="{bound}"}} {total}')
-    lines.append(f'{_name("request_seconds_sum")}{{route="{route}"}} {seconds:.6f}')
-    lines.append(f'{_name("request_seconds_count")}{{route="{route}"}} {total}')
-    return lines
+        lines.append(f'{_name(metric)}_bucket{{{label}{"," if label else ""}le="{bound}"}} {total}')
+    return [*lines, f"{_name(metric)}_sum{others} {seconds:.6f}", f"{_name(metric)}_count{others} {total}"]

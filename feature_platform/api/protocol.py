@@ -16,6 +16,7 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from feature_platform.api.metrics import Metrics
 from feature_platform.api.problems import Problem
 
 __all__ = ["MAX_HEAD_BYTES", "BoundedProtocol", "Bounds"]
@@ -189,6 +190,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self, problem: Problem) -> None:
         """Answer in the application's stead, and hear no more."""
+        metrics = getattr(self.app, "metrics", None)
+        if isinstance(metrics, Metrics):  # what does not come as far as the application is counted here
+            metrics.observe_refusal(problem.status)
         response = problem.response()
         head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
         line = f"HTTP/1.1 {problem.status} {problem.phrase}\r\n".encode()

@@ -7,6 +7,7 @@ Knows FastAPI. Knows nothing of tokens, nor of the server around it.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -66,7 +67,10 @@ class Reader:
         body = parse_object(await read_body(scope, receive, max_bytes=self._max_body_bytes))
         asked = self._forms.parse(body) if service is None else self._forms.parse_for(service, body)
         read = asked.shape.question.read(asked.rows)
-        answer = read.answer(await self.store.get_many_async(read.keys), _now(), metadata=asked.has_metadata)
+        started = time.perf_counter()
+        values = await self.store.get_many_async(read.keys)
+        self.metrics.observe_read(time.perf_counter() - started)
+        answer = read.answer(values, _now(), metadata=asked.has_metadata)
         for column in asked.shape.columns:
             self.metrics.observe_statuses(column.view, column.feature, answer.columns[column.name].statuses)
         return msgspec.json.encode(encode_answer(asked, answer))
@@ -148,16 +152,18 @@ def _add_operations(app: FastAPI, registry: Registry, reader: Reader) -> None:
 
     async def show_metrics(_: Request) -> Response:
         """Return counters and ages for Prometheus."""
-        ages: dict[str, float] = {}
+        ages, rows = dict[str, float](), dict[str, float]()
         promises = {view.name: view.freshness.total_seconds() for view in registry.views.values() if view.freshness is not None}
         is_up = False
         with contextlib.suppress(OnlineStoreError):
             metas, now = await reader.metas(), _now()
             ages = {view: meta.age_seconds(now) for view, meta in metas.items() if meta is not None}
+            rows = {view: meta.rows for view, meta in metas.items() if meta is not None}
             is_up = True
         gauges = {
             "online_store_up": ("Whether the online store answers.", {"": float(is_up)}),
             "view_age_seconds": ("Age of the data of a view in the online store.", ages),
+            "view_rows_materialized": ("Rows that the last push of a view wrote which wrote any.", rows),
             "view_freshness_seconds": ("The age that a view promises not to pass.", promises),
         }
         return Response(reader.metrics.render(gauges), media_type=METRICS_MEDIA_TYPE)

@@ -18,6 +18,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from feature_platform.api.protocol import BoundedProtocol, Bounds
+from feature_platform.api.request_log import print_lines
 
 __all__ = ["DRAIN_SECONDS", "Server", "inherited_listener", "server_config"]
 
@@ -79,11 +80,12 @@ class Server(uvicorn.Server):
 
 def server_config(app: ASGIApp, *, host: str, port: int, bounds: Bounds | None = None) -> uvicorn.Config:
     """
-    Return how an app is served: connections bounded, no WebSockets, no line per request in the log.
+    Return how an app is served: connections bounded, no WebSockets, lines of requests by our own log.
 
-    Lets this process open as many files as its connections need.
+    Lets this process open as many files as its connections need, and print those lines.
     """
     bounds = bounds or Bounds()
+    print_lines()
     _raise_file_limit(2 * bounds.connections + _OTHER_FILES)
     return uvicorn.Config(
         app,
