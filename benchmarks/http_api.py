@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ __all__ = ["run"]
 
 _CONNECTIONS = 16
 _READY_SECONDS = 60.0
+_UNTIL_IT_PUSHES = 2.0
 
 
 def run(context: Context, tally: Tally) -> None:
@@ -79,6 +80,11 @@ def run(context: Context, tally: Tally) -> None:
                 subjects.append(Subject("redis_benchmark", partial(bare, asked=asked, features=features, seconds=seconds)))
             case = f"{entities} x {features} " + (f"c={_CONNECTIONS}" if rate is None else f"at {rate:.0f}/s")
             measure(context, tally, case, subjects, runs=runs, expected=expected_checksum(asked, features))
+        (entities, features), (port, process) = SHAPES[0], servers[REFERENCE]
+        asked = questions(keys, entities)
+        load = partial(_load, port=port, pid=process.pid, asked=asked, features=features, seconds=seconds, rate=500.0, is_feast=False)
+        subjects = [Subject(REFERENCE, load), Subject("while_materializing", partial(_while_materializing, arguments, load))]
+        measure(context, tally, f"{entities} x {features} at 500/s", subjects, runs=runs, expected=expected_checksum(asked, features))
 
 
 @contextlib.contextmanager
@@ -111,6 +117,26 @@ def _serving(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _while_materializing(arguments: dict[str, str], load: Callable[[], Run]) -> Run:
+    """Measure while all keys are pushed again and again. The values stay the same, so a read that misses one is seen."""
+    process = subprocess.Popen(
+        worker_command("materialize_again"), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=worker_environment()
+    )
+    try:
+        assert process.stdin is not None
+        json.dump(arguments, process.stdin)
+        process.stdin.close()
+        time.sleep(_UNTIL_IT_PUSHES)
+        run_ = load()
+        if process.poll() is not None:
+            message = "the push ended while reads were measured"
+            raise BenchmarkError(message)
+        return run_
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _is_ready(port: int, path: str) -> bool:

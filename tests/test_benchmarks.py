@@ -72,6 +72,7 @@ SUBJECTS = {
         "1 x 3 c=16": {REFERENCE, "redis_benchmark"},
         "100 x 10 c=16": {REFERENCE, "redis_benchmark"},
         "1 x 3 at 1000/s": {REFERENCE},
+        "1 x 3 at 500/s": {REFERENCE, "while_materializing"},
     },
     "graph": {
         "10 features": {REFERENCE, "empty"},
