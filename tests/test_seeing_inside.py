@@ -123,3 +123,21 @@ def test_round_trips_and_refused_connections_are_counted(config: Settings) -> No
             connection.sendall(b"GET /health HTTP/1.1\r\nx: " + b"y" * 70_000)
             assert connection.recv(100).startswith(b"HTTP/1.1 431 ")
         assert value_of(api, 'refused_connections_total{status="431"}') == 1
+
+
+def test_answers_are_for_nobody_elses_page(config: Settings) -> None:  # noqa: F811
+    """A browser is told to guess no type, keep nothing, and give no other site's script the answer; refusals say the same."""
+    with running(config) as api:
+        origin = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST"}
+        answers = [
+            api.post("/get-online-features", json={"features": ["genre"], "user_id": "u1"}, headers=origin),
+            api.post("/get-online-features", json={"features": ["genre"]}, headers=origin),
+            api.options("/get-online-features", headers=origin),
+            api.get("/health", headers=origin),
+        ]
+    assert [one.status_code for one in answers] == [200, 422, 405, 200]
+    for one in answers:
+        assert one.headers["x-content-type-options"] == "nosniff"
+        assert one.headers["cache-control"] == "no-store"
+        assert not [name for name in one.headers if name.startswith("access-control-")]
+        assert "server" not in one.headers
