@@ -143,7 +143,7 @@ class Project:
 @contextlib.contextmanager
 def open_project(root: Path, views: Sequence[FeatureView], **settings: Any) -> Iterator[Project]:
     """Open a project with five days of plays; its online store is stopped in the end."""
-    chosen = Settings(root=root, **settings)
+    chosen = Settings(root=root, **({"read_deadline_ms": 5000} | settings))
     for day in range(5):
         write_day(root, START + day * DAY)
     (root / "dagster").mkdir()

@@ -826,7 +826,7 @@ def own(tmp_path: Path) -> Iterator[OwnServer]:
 
 def test_an_outage_is_503_at_once_and_passes(own: OwnServer, tmp_path: Path) -> None:
     """Without the store every read is 503 with Retry-After, fast; when it is back, so are the answers."""
-    chosen = Settings(root=tmp_path, redis_url=f"unix://{own.socket}")
+    chosen = Settings(root=tmp_path, redis_url=f"unix://{own.socket}", read_deadline_ms=500)
     with open_online_store(chosen) as store:
         fill(store)
     body = {"features": ["genre"], "user_id": "u1"}
@@ -847,7 +847,7 @@ def test_an_outage_is_503_at_once_and_passes(own: OwnServer, tmp_path: Path) -> 
 
 def test_a_frozen_store_is_503_within_the_deadline(own: OwnServer, tmp_path: Path) -> None:
     """A server that takes connections and says nothing does not hold requests up, and is asked again when it wakes."""
-    chosen = Settings(root=tmp_path, redis_url=f"unix://{own.socket}")
+    chosen = Settings(root=tmp_path, redis_url=f"unix://{own.socket}", read_deadline_ms=500)
     with open_online_store(chosen) as store:
         fill(store)
     body = {"features": ["genre"], "user_id": "u1"}
@@ -867,7 +867,7 @@ def test_a_frozen_store_is_503_within_the_deadline(own: OwnServer, tmp_path: Pat
 
 def test_an_emptied_store_is_not_ready_and_answers_nothing(own: OwnServer, tmp_path: Path) -> None:
     """A view that is not in the store is 503: defaults for everyone would hide it."""
-    chosen = Settings(root=tmp_path, redis_url=f"unix://{own.socket}")
+    chosen = Settings(root=tmp_path, redis_url=f"unix://{own.socket}", read_deadline_ms=500)
     with open_online_store(chosen) as store:
         put(store, profile, [])
     with running(chosen) as api:
@@ -965,7 +965,7 @@ from feature_platform.registry import Registry
 from feature_platform.settings import Settings
 events = ParquetSource("events", "events/*.parquet", timestamp="event_timestamp")
 last_watch = FeatureView("last_watch", entity=Entity("user", {{"user_id": str}}), sources=[events], features=[Feature("genre", str)])
-settings = Settings(root=Path({str(config.root)!r}), api_port={free_port()})
+settings = Settings(root=Path({str(config.root)!r}), api_port={free_port()}, read_deadline_ms=5000)
 threading.Thread(target=serve, args=(Registry([last_watch]), settings), daemon=True).start()
 body = json.dumps({{"features": ["genre"], "user_id": "u1"}}).encode()
 url = f"http://127.0.0.1:{{settings.api_port}}/get-online-features"

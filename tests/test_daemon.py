@@ -161,7 +161,7 @@ class Project:
 
     def answers(self, view: str) -> dict[str, FeatureValue]:
         """Return the same with statuses and times; nothing before the first push."""
-        settings = Settings(root=self.root)
+        settings = Settings(root=self.root, read_deadline_ms=5000)
         registry = load_registry(Settings(root=self.root, registry="small_views:registry"))
         with FeatureStore(registry, settings) as store:
             try:

@@ -95,7 +95,7 @@ class Project:
 @pytest.fixture
 def project(tmp_path: Path) -> Iterator[Project]:
     """Return a project with two days of plays; its online store is stopped in the end."""
-    settings = Settings(root=tmp_path)
+    settings = Settings(root=tmp_path, read_deadline_ms=5000)
     (tmp_path / "data").mkdir()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

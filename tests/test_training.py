@@ -50,7 +50,7 @@ class Run:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Compute the features of two weeks, then both weeks' labels and training sets in one run."""
     root = tmp_path_factory.mktemp("project")
-    settings = Settings(root=root)
+    settings = Settings(root=root, read_deadline_ms=5000)
     generate(root, users=2_000, events=40_000, days=60, end=datetime.now(UTC).replace(minute=0, second=0, microsecond=0))
     start = START + 3 * WEEK
     with FeatureStore(registry, settings, online=MemoryOnlineStore()) as store, dg.DagsterInstance.ephemeral() as instance:

@@ -118,7 +118,7 @@ def get(project: Project, *, words: tuple[str, ...], service: str | None, now: d
     keys = registry.join_keys(registry.resolve(asked, full_feature_names=full_feature_names))
     rows = parse_entity_rows([word for word in words if "=" in word], keys)
     with open_online_store(settings) as store:
-        answer = read_online(registry, store, settings.project, asked, rows, now=now, full_feature_names=full_feature_names)
+        answer = read_online(registry, store, settings.project, asked, rows, now=now, full_feature_names=full_feature_names, patient=True)
     show_answer(project, answer)
     project.output.document({"rows": answer_document(answer)})
 

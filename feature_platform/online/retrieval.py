@@ -309,6 +309,7 @@ def read_online(
     now: datetime | None = None,
     full_feature_names: bool = False,
     metadata: bool = False,
+    patient: bool = False,
 ) -> OnlineFeatures:
     """
     Ask the store and return the answers; one trip, however many views and entities.
@@ -322,6 +323,7 @@ def read_online(
         now: When the values are used; None is this moment.
         full_feature_names: See `plan_online_read`.
         metadata: See `OnlineRead.answer`.
+        patient: See `OnlineStore.get_many`.
 
     Raises:
         OnlineStoreError: The store does not answer.
@@ -329,7 +331,7 @@ def read_online(
         FeaturePlatformError: What `plan_online_read` raises.
     """
     read = plan_online_read(registry, project, features, entity_rows, full_feature_names=full_feature_names)
-    return read.answer(store.get_many(read.keys), now or datetime.now(UTC), metadata=metadata)
+    return read.answer(store.get_many(read.keys, patient=patient), now or datetime.now(UTC), metadata=metadata)
 
 
 async def read_online_async(
