@@ -145,6 +145,7 @@ def running_project(root: Path) -> Iterator[Project]:
     _write(root, now, first_day)
     # DAGSTER_HOME too: `fp up` makes the project's own.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("FEATURE_PLATFORM_", "DAGSTER_"))}
+    environment["FEATURE_PLATFORM_READ_DEADLINE_MS"] = "5000"
     try:
         walked = subprocess.run(
             [*FP, "demo", "--users", "300", "--events", "100000", "--json"],  # of fewer, a quiet hour may be unusual

@@ -425,6 +425,7 @@ def production(root: Path, files: Mapping[str, str]) -> Iterator[Production]:
             "FEATURE_PLATFORM_REDIS_URL": redis.url,
             "FEATURE_PLATFORM_API_TOKEN": words["api"],
             "FEATURE_PLATFORM_API_PORT": str(api_port),
+            "FEATURE_PLATFORM_READ_DEADLINE_MS": "5000",
             "PYTHONPATH": str(REPOSITORY),
         }.items():
             patch.setenv(name, value)

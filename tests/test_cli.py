@@ -42,7 +42,7 @@ FEATURES = ["user_segment", "watch_count_30d", "last_genre"]
 def clean_environment(**more: str) -> dict[str, str]:
     """Return the environment without what would change a project's settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("FEATURE_PLATFORM_", "DAGSTER_"))}
-    return {**kept, "COLUMNS": "200", **more}
+    return {**kept, "COLUMNS": "200", "FEATURE_PLATFORM_READ_DEADLINE_MS": "5000", **more}
 
 
 def fp(folder: Path, *arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -23,7 +23,7 @@ def fp(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-m", "feature_platform.cli", *arguments],
         cwd=folder,
-        env={**kept, "COLUMNS": "200"},
+        env={**kept, "COLUMNS": "200", "FEATURE_PLATFORM_READ_DEADLINE_MS": "5000"},
         capture_output=True,
         text=True,
         timeout=120,

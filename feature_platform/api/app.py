@@ -54,6 +54,7 @@ def create_app(registry: Registry, settings: Settings, store: OnlineStore | None
         # The embedded server takes half a second to start: better now than in the first request. Without it, /ready says so.
         with contextlib.suppress(FeaturePlatformError):
             await asyncio.to_thread(reader.store.ping)
+            await reader.metas()  # opens the connection that reads share
         yield
         if store is None:
             await reader.store.aclose()
