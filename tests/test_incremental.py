@@ -143,6 +143,7 @@ def compute_all(store: FeatureStore, first: int, length: int) -> list[Any]:
         return list(error.reports)
 
 
+@pytest.mark.timeout(1200)  # five minutes on a slow day
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(
     history=steps,
