@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["MaterializationReport", "materialize_view", "read_meta"]
 
 _BATCH_ROWS = 50_000
-_PART_ROWS = 500_000
+_PART_ROWS = 250_000
 _COMPARED_KEYS = 1_000
 _DAY = timedelta(days=1)
 _NEWEST, _CHANGED = "feature_platform_newest", "feature_platform_changed"
