@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING
 
+import duckdb
 import msgspec
 import pyarrow as pa
 
@@ -33,8 +34,6 @@ from feature_platform.windows import utc
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
 
-    import duckdb
-
     from feature_platform.online.store import OnlineStore
 
 __all__ = ["MaterializationReport", "materialize_view", "read_meta"]
@@ -44,8 +43,6 @@ _PART_ROWS = 250_000
 _COMPARED_KEYS = 1_000
 _DAY = timedelta(days=1)
 _NEWEST, _CHANGED = "feature_platform_newest", "feature_platform_changed"
-_decode = msgspec.msgpack.Decoder().decode
-_encode = msgspec.msgpack.Encoder().encode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,11 +247,13 @@ class _Push:
         self._codec = ViewCodec(project, self._view)
         self._partial: list[str] = []
         self._codecs: dict[tuple[str, ...], ViewCodec] = {}
+        self._sent_before: dict[str, list[tuple[str, str]]] = {}
+        self._has_parts = False
         self.sent = self.unchanged = self._reached = 0
 
     def schemas(self) -> dict[str, list[tuple[str, str]]]:
         """Return what readers need to map this push's rows by name."""
-        return {codec.definition: codec.schema for codec in [self._codec, *self._codecs.values()]}
+        return self._sent_before | {codec.definition: codec.schema for codec in [self._codec, *self._codecs.values()]}
 
     def run(self, current: ViewMeta | None, changed: str | None) -> WriteCounts:
         """
@@ -272,17 +271,19 @@ class _Push:
         parts = max(1, -(-estimated // _PART_ROWS))
         if parts == 1:
             return self._send(self._newest.rows(), current, 0)
-        push = _decided(self._newest.identity, parts, current.full_at if current else None)
-        first, counts = _progress_of(self._online.get_many([self._codec.push_key], patient=True)[0], push)
-        for part in range(first, parts):
+        name = _name_of(self._newest.identity, parts, current.full_at if current else None)
+        progress = _progress_of(self._online.get_many([self._codec.push_key], patient=True)[0], name)
+        counts, self._sent_before, self._has_parts = progress.counts, progress.schemas, True
+        for part in range(progress.parts, parts):
             self._reached = max(self._reached, estimated * part // parts)
             counts = counts.plus(self._send(self._newest.rows(part=(part, parts)), current, estimated))
-            self._online.put_meta(self._codec.push_key, _encode([push, part + 1, *counts]), force=True)
+            done = _Progress(name, part + 1, counts, self.schemas())
+            self._online.put_meta(self._codec.push_key, msgspec.msgpack.encode(done), force=True)
         return counts
 
     def finish(self) -> None:
         """Forget how far the push came, once the meta has moved."""
-        if self._online.get_many([self._codec.push_key], patient=True)[0]:
+        if self._has_parts:
             self._online.put_meta(self._codec.push_key, b"", force=True)
 
     def _send(self, history: History, current: ViewMeta | None, estimated: int) -> WriteCounts:
@@ -355,18 +356,35 @@ class _Push:
         return found
 
 
-def _decided(identity: str, parts: int, full_at: int | None) -> str:
-    """Return a name that two pushes share only if what one has sent is what the other would send."""
-    return hashlib.sha256(repr((identity, parts, full_at)).encode()).hexdigest()
+class _Progress(msgspec.Struct, frozen=True, array_like=True):
+    """
+    How far a push came that goes part by part.
+
+    Attributes:
+        push: See `_name_of`.
+        parts: How many were sent.
+        counts: What became of them.
+        schemas: How their rows are read.
+    """
+
+    push: str
+    parts: int = 0
+    counts: WriteCounts = WriteCounts()
+    schemas: dict[str, list[tuple[str, str]]] = {}
 
 
-def _progress_of(stored: bytes | None, push: str) -> tuple[int, WriteCounts]:
-    """Return how many parts a push has sent, and what became of them: none if what is stored is another push's."""
-    try:
-        its_push, parts, *counts = _decode(stored) if stored else ("", 0)
-    except (msgspec.DecodeError, TypeError, ValueError):
-        return 0, WriteCounts()
-    return (parts, WriteCounts(*counts)) if its_push == push else (0, WriteCounts())
+def _name_of(identity: str, parts: int, full_at: int | None) -> str:
+    """Return a name that two pushes share only if what one has sent is what the other would send: DuckDB's hash decides the part, too."""
+    return hashlib.sha256(repr((identity, parts, full_at, duckdb.__version__)).encode()).hexdigest()
+
+
+def _progress_of(stored: bytes | None, push: str) -> _Progress:
+    """Return how far a push came: not at all, if what is stored is another push's."""
+    with contextlib.suppress(msgspec.DecodeError):
+        progress = msgspec.msgpack.decode(stored or b"", type=_Progress)
+        if progress.push == push:
+            return progress
+    return _Progress(push)
 
 
 def _reads_alike(value: bytes, stored: bytes | None, before: ViewMeta) -> bool:
