@@ -9,8 +9,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Self
 
+from feature_platform.online.answers import OnlineFeatures
 from feature_platform.online.opening import open_online_store
-from feature_platform.online.retrieval import OnlineFeatures, read_online_async
+from feature_platform.online.retrieval import plan_online_read
 from feature_platform.settings import Settings
 
 if TYPE_CHECKING:
@@ -79,13 +80,6 @@ class AsyncFeatureStore:
             EntityRowsError: A join key is missing, or has another type than declared.
             OnlineStoreError: The store does not answer within `read_deadline_ms`.
         """
-        return await read_online_async(
-            self.registry,
-            self.online,
-            self.settings.project,
-            features,
-            entity_rows,
-            now=now or datetime.now(UTC),
-            full_feature_names=full_feature_names,
-            metadata=metadata,
-        )
+        project = self.settings.project
+        read = plan_online_read(self.registry, project, features, entity_rows, full_feature_names=full_feature_names)
+        return read.answer(await self.online.get_many_async(read.keys), now or datetime.now(UTC), metadata=metadata)

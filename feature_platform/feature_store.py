@@ -25,9 +25,10 @@ from feature_platform.offline.inputs import source_files
 from feature_platform.offline.query import configure, first_row, spill_directory
 from feature_platform.offline.question import Question
 from feature_platform.offline.store import OfflineStore
+from feature_platform.online.answers import OnlineFeatures
 from feature_platform.online.codec import ViewCodec
 from feature_platform.online.opening import open_online_store
-from feature_platform.online.retrieval import OnlineFeatures, read_online
+from feature_platform.online.retrieval import read_online
 from feature_platform.online.store import OnlineStore
 from feature_platform.settings import Settings
 

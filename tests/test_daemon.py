@@ -23,8 +23,8 @@ import pytest
 
 from feature_platform import FeatureStore, Settings
 from feature_platform.errors import NotMaterializedError
+from feature_platform.online.answers import FeatureValue
 from feature_platform.online.embedded import stop_server
-from feature_platform.online.retrieval import FeatureValue
 from feature_platform.settings import load_registry
 from feature_platform.windows import KEY_FORMAT
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -13,10 +14,11 @@ import pytest
 from feature_platform.dtypes import to_micros
 from feature_platform.errors import EntityRowsError, NameClashError, NotMaterializedError, OnlineStoreError, RegistryError, UnknownNameError
 from feature_platform.model import ON_UPDATE, Aggregate, Entity, Feature, FeatureService, FeatureStatus, FeatureView, ParquetSource
+from feature_platform.online.answers import FeatureValue, OnlineFeatures, ViewProvenance
 from feature_platform.online.codec import TOMBSTONE, ViewCodec
 from feature_platform.online.memory import MemoryOnlineStore
 from feature_platform.online.meta import ViewMeta
-from feature_platform.online.retrieval import FeatureValue, OnlineFeatures, ViewProvenance, plan_online_read, read_online
+from feature_platform.online.retrieval import plan_online_read, read_online
 from feature_platform.registry import Registry
 
 if TYPE_CHECKING:
@@ -383,9 +385,24 @@ def test_unknown_and_ambiguous_features_are_refused() -> None:
         plan_online_read(REGISTRY, "shop", ["segment"], rows)
 
 
-def test_a_ruined_value_is_an_error(filled: MemoryOnlineStore) -> None:
-    """A value that cannot be read is an error with a way out, not an absent one."""
-    filled._values[ViewCodec("shop", LAST).entity_key(["8a2f"])] = b"ruined"
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"ruined",
+        b"",
+        b"7",
+        msgspec.msgpack.encode("a text of somebody else's"),
+        msgspec.msgpack.encode({"a": 1}),
+        msgspec.msgpack.encode([1, 2]),
+        msgspec.msgpack.encode([1, 2, ["a list"], False]),
+        msgspec.msgpack.encode([1, None, "a text", False]),
+        msgspec.msgpack.encode([1, 2, 3, True]),
+    ],
+    ids=["no-msgpack", "empty", "number", "text", "object", "short-list", "list-of-lists", "no-time", "no-definition"],
+)
+def test_a_ruined_value_is_an_error(filled: MemoryOnlineStore, value: bytes) -> None:
+    """A value that is broken, or not ours, is an error with a way out, not an absent one."""
+    filled._values[ViewCodec("shop", LAST).entity_key(["8a2f"])] = value
     with pytest.raises(OnlineStoreError, match="rebuild-online"):
         ask(filled, ["genre"], [{"user_id": "8a2f"}])
 

@@ -20,7 +20,7 @@ from feature_platform.api import schemas
 from feature_platform.api.auth import BearerAuth, check_binding
 from feature_platform.api.front import Front
 from feature_platform.api.metrics import Metrics
-from feature_platform.api.problems import Problem, problem_of
+from feature_platform.api.problems import Problem, defect, problem_of
 from feature_platform.api.protocol import Bounds
 from feature_platform.api.request_log import RequestLog
 from feature_platform.api.routes import PlainRoute, Reader, add_routes
@@ -143,4 +143,4 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
 
 
 async def _answer_defect(_: Request, __: Exception) -> Response:
-    return Problem(500, "this is a defect of the server; its log has the traceback.").response()
+    return defect().response()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from feature_platform.api.problems import Problem, problem_of
+from feature_platform.api.problems import Problem, defect, problem_of
 from feature_platform.errors import FeaturePlatformError
 
 if TYPE_CHECKING:
@@ -98,4 +98,4 @@ async def _answer(read: Read, scope: Scope, receive: Receive) -> bytes | Problem
         return problem_of(error)
     except Exception:  # noqa: BLE001 - as uvicorn would, which answers with no problem body
         _log.exception("a read failed that should not")
-        return Problem(500, "this is a defect of the server; its log has the traceback.")
+        return defect()

@@ -20,7 +20,7 @@ from feature_platform.errors import (
     UnknownNameError,
 )
 
-__all__ = ["PROBLEM_MEDIA_TYPE", "Problem", "ProblemBody", "nearest", "problem_of"]
+__all__ = ["PROBLEM_MEDIA_TYPE", "Problem", "ProblemBody", "defect", "nearest", "problem_of"]
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 # An error repeats what was sent; what was sent may be a megabyte.
@@ -112,6 +112,11 @@ def problem_of(error: FeaturePlatformError) -> Problem:
             return Problem(503, str(error), kind="online-store-unavailable", headers=retry)
         case _:
             return Problem(422, str(error), kind="invalid-request", field=error.field)
+
+
+def defect() -> Problem:
+    """Return the problem that is ours."""
+    return Problem(500, "this is a defect of the server; its log has the traceback.")
 
 
 def nearest(name: str, known: list[str]) -> str | None:

@@ -15,8 +15,8 @@ import msgspec
 from feature_platform.api.problems import ProblemBody
 from feature_platform.dtypes import Dtype, from_micros, resolve
 from feature_platform.model import FeatureService, FeatureStatus, FeatureView, Freshness
+from feature_platform.online.answers import ViewProvenance
 from feature_platform.online.codec import ViewMeta
-from feature_platform.online.retrieval import ViewProvenance
 from feature_platform.registry import FeatureRef, Registry
 
 __all__ = [

@@ -20,7 +20,8 @@ from feature_platform.api.bodies import JsonObject
 from feature_platform.api.problems import Problem, nearest
 from feature_platform.dtypes import from_micros, resolve
 from feature_platform.errors import DtypeError
-from feature_platform.online.retrieval import OnlineFeatures, OnlineQuestion, online_question
+from feature_platform.online.answers import OnlineFeatures
+from feature_platform.online.retrieval import OnlineQuestion
 from feature_platform.registry import Registry
 
 __all__ = ["EPOCH", "MAX_VALUES", "Column", "OnlineRequest", "Shape", "WireForms", "encode_answer"]
@@ -156,7 +157,7 @@ class WireForms:
 
     def _resolve(self, features: tuple[str, ...] | str, *, full_feature_names: bool) -> Shape:
         asked = self._registry.service(features) if isinstance(features, str) else features
-        question = online_question(self._registry, self._project, asked, full_feature_names=full_feature_names)
+        question = OnlineQuestion(self._registry, self._project, asked, full_feature_names=full_feature_names)
         keys = {name: dtype.from_json or (lambda value: value) for name, dtype in question.join_keys.items()}
         columns = [
             Column(ref.column, ref.view.name, ref.feature.name, ref.feature.type.to_json, ref.feature.type.family == "float")

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from feature_platform.materialization import MaterializationReport
     from feature_platform.offline.due import Pending
     from feature_platform.offline.store import Partition
+    from feature_platform.online.answers import OnlineFeatures
     from feature_platform.online.meta import ViewMeta
-    from feature_platform.online.retrieval import OnlineFeatures
 
 __all__ = ["answer_document", "get", "materialize", "online_address", "rebuild_online", "show_answer", "status"]
 

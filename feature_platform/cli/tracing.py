@@ -19,9 +19,10 @@ from feature_platform.model import FeatureStatus, FeatureView, ViewKind
 from feature_platform.offline.history import KNOWN, history_of
 from feature_platform.offline.query import configure, quote
 from feature_platform.offline.store import TOMBSTONE, OfflineStore, Partition
+from feature_platform.online.answers import FeatureValue, OnlineFeatures, ViewProvenance
 from feature_platform.online.layout import read_head
 from feature_platform.online.meta import ViewMeta
-from feature_platform.online.retrieval import FeatureValue, OnlineFeatures, ViewProvenance, plan_online_read
+from feature_platform.online.retrieval import plan_online_read
 from feature_platform.wording import span
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from feature_platform.wording import definition_text, span
 
 if TYPE_CHECKING:
     from feature_platform.cli.tracing import Trace
-    from feature_platform.online.retrieval import FeatureValue
+    from feature_platform.online.answers import FeatureValue
     from feature_platform.settings import Settings
 
 __all__ = ["why"]

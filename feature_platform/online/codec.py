@@ -37,7 +37,7 @@ Places: TypeAlias = "Mapping[str, tuple[int, Callable[[Any], Any] | None]]"
 """Feature to the index of its item in a row, and the function from what msgpack carries; None where they are the same."""
 
 _ROWS_PER_SLICE: Final = 50_000
-_decode = msgspec.msgpack.Decoder().decode
+_decode = msgspec.msgpack.Decoder(list[Any]).decode
 _encode = msgspec.msgpack.Encoder().encode
 _pack_time = struct.Struct(">q").pack
 
@@ -184,9 +184,15 @@ class ViewCodec:
         Return the items of each value that is not None; see `decode_items`.
 
         Raises:
-            msgspec.DecodeError: One is not msgpack.
+            msgspec.DecodeError: One is not msgpack, or no list.
+            LookupError: One is too short.
+            TypeError: One holds something else than a row.
         """
-        return [None if value is None else _decode(value) for value in values]
+        rows = [None if value is None else _decode(value) for value in values]
+        if not {(type(row[layout.TIME_ITEM]), type(row[layout.DEFINITION_ITEM])) for row in rows if row is not None} <= {(int, str)}:
+            message = "a value is not a row"
+            raise TypeError(message)
+        return rows
 
     def decode_items(self, value: bytes) -> list[Any]:
         """

@@ -196,7 +196,7 @@ class Address:
     async def endpoint(self) -> Endpoint:
         """Return the server, or the primary that the sentinels name now."""
         options = self.options
-        host, port = options.get("host", "localhost"), options.get("port", _PORTS.get("", 6379))
+        host, port = options.get("host", "localhost"), options.get("port", 6379)
         if self.kind == "sentinel":
             sentinel: Any = AsyncSentinel(self.nodes, sentinel_kwargs=READS.options(), **options)  # type: ignore[no-untyped-call]
             try:

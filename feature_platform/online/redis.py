@@ -103,8 +103,6 @@ class RedisOnlineStore:
         if reads is None or reads.loop is not asyncio.get_running_loop():
             reads = self._async = self._async_reads()
         try:
-            if len(keys) <= _KEYS_PER_READ and self._address.kind != "cluster":
-                return await reads.mget(keys)
             return [value for chunk in self._chunks(keys) for value in await reads.mget(chunk)]
         except CLIENT_ERRORS as exc:
             raise explain(exc, "read", self._address.shown) from exc
