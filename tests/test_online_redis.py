@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 import time
@@ -154,3 +155,67 @@ def test_more_threads_than_connections_wait(tmp_path: Path) -> None:
         finally:
             stop_server(tmp_path)
     assert found == [value(1)] * 30
+
+
+def test_more_threads_than_connections_do_not_wait_forever(tmp_path: Path) -> None:
+    """A call that finds no free connection in time says so; how many there are may stand in the URL."""
+    with EmbeddedOnlineStore(tmp_path) as server:
+        try:
+            server.put_many([(key("a"), value(1))])
+            url = f"unix://{tmp_path}/online.sock?max_connections=1"
+            with RedisOnlineStore.from_url(url, reads=Tuning(timeout_seconds=0.3)) as store:
+                assert store.get_many([key("a")]) == [value(1)]
+                server._client("write").client_pause(2000)
+                told: list[str] = []
+
+                def read() -> None:
+                    try:
+                        store.get_many([key("a")])
+                    except OnlineStoreError as error:
+                        told.append(str(error))
+
+                threads = [threading.Thread(target=read) for _ in range(2)]
+                for thread in threads:
+                    thread.start()
+                    time.sleep(0.1)
+                for thread in threads:
+                    thread.join()
+                assert "did not answer in time" in told[0]
+                assert "every connection is in use" in told[1] or "did not answer in time" in told[1]
+        finally:
+            stop_server(tmp_path)
+
+
+def test_an_answer_that_came_too_late_is_nobodys(tmp_path: Path) -> None:
+    """The connection of a read that was given up is not used again: its next answer would be that of the question before."""
+    with EmbeddedOnlineStore(tmp_path, reads=Tuning(timeout_seconds=0.2, max_connections=1)) as store:
+        try:
+            store.put_many([(key("a"), value(1)), (key("b"), value(2))])
+            assert store.get_many([key("a")]) == [value(1)]
+            store._client("write").client_pause(400)
+            with pytest.raises(OnlineStoreError, match="did not answer in time"):
+                store.get_many([key("a")])
+            time.sleep(0.5)
+            assert store.get_many([key("b")]) == [value(2)]
+        finally:
+            stop_server(tmp_path)
+
+
+def test_a_forked_process_reads_over_connections_of_its_own(tmp_path: Path) -> None:
+    """Parent and child read at once, and each gets its own answers."""
+    with EmbeddedOnlineStore(tmp_path, reads=Tuning(timeout_seconds=5)) as store:
+        try:
+            store.put_many([(key(name), value(number)) for number, name in enumerate("ab", start=1)])
+            assert store.get_many([key("a")]) == [value(1)]
+            child = os.fork()
+            wanted, name = (2, "b") if child == 0 else (1, "a")
+            try:
+                is_right = all(store.get_many([key(name)]) == [value(wanted)] for _ in range(300))
+            except OnlineStoreError:
+                is_right = False
+            if child == 0:
+                os._exit(0 if is_right else 1)
+            assert is_right
+            assert os.waitpid(child, 0)[1] == 0
+        finally:
+            stop_server(tmp_path)

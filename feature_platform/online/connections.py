@@ -219,7 +219,8 @@ class Address:
 
     def tuned(self, tuning: Tuning) -> Tuning:
         """Return a tuning with what the URL says of it put in."""
-        names = {"socket_timeout": "timeout_seconds", "socket_connect_timeout": "connect_timeout_seconds"}
+        names = {"max_connections": "max_connections", "socket_timeout": "timeout_seconds"}
+        names["socket_connect_timeout"] = "connect_timeout_seconds"
         return replace(tuning, **{ours: self.options[theirs] for theirs, ours in names.items() if theirs in self.options})
 
 

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import struct
 import threading
+from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar
 
@@ -17,6 +18,7 @@ from redis.exceptions import NoScriptError
 
 from feature_platform.online import connections
 from feature_platform.online.connections import CLIENT_ERRORS, READS, WRITES, Address, Tuning, explain
+from feature_platform.online.direct import DirectReads
 from feature_platform.online.layout import key_pattern
 from feature_platform.online.multiplexed import MultiplexedReads
 from feature_platform.online.scripts import KEYS_PER_CALL, PUT, SWEEP, Script
@@ -32,6 +34,7 @@ __all__ = ["RedisOnlineStore"]
 
 T = TypeVar("T")
 Client: TypeAlias = Any
+Kind: TypeAlias = Literal["read", "write"]
 Call: TypeAlias = "tuple[list[bytes], list[bytes]]"
 
 _KEYS_PER_READ: Final = 10_000
@@ -56,8 +59,9 @@ class RedisOnlineStore:
         reads: Tuning = READS,
     ) -> None:
         self._address = address
-        self._tuning = {"read": reads, "write": WRITES}
-        self._clients: dict[str, Client] = {}
+        self._tuning: dict[Kind, Tuning] = {"read": reads, "write": WRITES}
+        self._clients: dict[Kind, Client] = {}
+        self._reads = {kind: DirectReads(partial(self._make_connection, kind), address.tuned(one)) for kind, one in self._tuning.items()}
         self._async: MultiplexedReads | _ClusterReads | None = None
         self._lock = threading.Lock()
 
@@ -92,9 +96,10 @@ class RedisOnlineStore:
 
     def get_many(self, keys: Sequence[bytes], *, patient: bool = False) -> list[bytes | None]:
         """Return the value of each key, in order; metas that stand in front are read no later than what follows them."""
+        kind: Kind = "write" if patient else "read"
         found: list[bytes | None] = []
         for chunk in self._chunks(keys):
-            found += self._ask("write" if patient else "read", "read", lambda client, chunk=chunk: self._mget(client)(chunk))  # type: ignore[misc]
+            found += self._ask(kind, "read", lambda client, chunk=chunk: self._mget(kind, client)(chunk))  # type: ignore[misc]
         return found
 
     async def get_many_async(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -157,6 +162,8 @@ class RedisOnlineStore:
         """Close the blocking connections; using the store again opens new ones."""
         with self._lock:
             clients, self._clients = self._clients, {}
+        for reads in self._reads.values():
+            reads.close()
         for client in clients.values():
             connections.close(client)
 
@@ -188,11 +195,14 @@ class RedisOnlineStore:
         """Say whether asking again may help, having done something about it."""
         return False
 
-    def _client(self, kind: Literal["read", "write"]) -> Client:
+    def _client(self, kind: Kind) -> Client:
         with self._lock:
             if kind not in self._clients:
                 self._clients[kind] = self._open().client(self._tuning[kind])
             return self._clients[kind]
+
+    def _make_connection(self, kind: Kind) -> Client:
+        return self._client(kind).connection_pool.make_connection()
 
     def _async_reads(self) -> MultiplexedReads | _ClusterReads:
         tuning = self._address.tuned(self._tuning["read"])
@@ -204,7 +214,7 @@ class RedisOnlineStore:
 
         return MultiplexedReads(locate, tuning)
 
-    def _ask(self, kind: Literal["read", "write"], what: str, question: Callable[[Client], T]) -> T:
+    def _ask(self, kind: Kind, what: str, question: Callable[[Client], T]) -> T:
         try:
             return question(self._client(kind))
         except CLIENT_ERRORS as exc:
@@ -215,8 +225,8 @@ class RedisOnlineStore:
         except CLIENT_ERRORS as exc:
             raise explain(exc, what, self._address.shown) from exc
 
-    def _mget(self, client: Client) -> Callable[[Sequence[bytes]], Any]:
-        return client.mget_nonatomic if self._address.kind == "cluster" else client.mget  # type: ignore[no-any-return]
+    def _mget(self, kind: Kind, client: Client) -> Callable[[Sequence[bytes]], Any]:
+        return client.mget_nonatomic if self._address.kind == "cluster" else self._reads[kind].mget
 
     def _chunks(self, keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
         start = 0
