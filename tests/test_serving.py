@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -267,6 +268,31 @@ def test_a_killed_worker_is_replaced_and_takes_only_its_own_connections(project:
 
 
 @pytest.mark.slow
+def test_whichever_worker_is_asked_tells_what_all_have_counted(project: Path) -> None:
+    """Within seconds; and what a worker counted that was killed then stays in the sum, but for its requests in flight."""
+    with serving(project, workers=2) as served:
+        for _ in range(40):  # each over a new connection, so that both workers have some
+            assert services(served.port) == ["before"]
+        until("one sum", lambda: {counted(served.port) for _ in range(10)} == {(40, 1)})
+        killed = min(served.workers())
+        os.kill(killed, signal.SIGKILL)
+        until("a replacement", lambda: len(served.workers()) == 2 and killed not in served.workers())
+        assert {counted(served.port) for _ in range(10)} == {(40, 1)}
+
+
+def counted(port: int) -> tuple[int, int]:
+    """Return how many requests for services were answered, and how many are in flight, the one that asks among them."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", "/metrics", headers=HEADERS)
+    text = connection.getresponse().read().decode()
+    connection.close()
+    answered = re.search(r'^feature_platform_requests_total\{route="/services",status="200"\} (\d+)$', text, re.MULTILINE)
+    in_flight = re.search(r"^feature_platform_requests_in_flight (\d+)$", text, re.MULTILINE)
+    assert in_flight is not None
+    return int(answered[1]) if answered else 0, int(in_flight[1])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("workers", "number"),
     [(1, signal.SIGTERM), (2, signal.SIGTERM), (2, signal.SIGINT)],
@@ -404,6 +430,7 @@ def test_a_client_that_does_not_go_on_is_cut_off(sent: bytes, status: int) -> No
         if status:
             assert b"content-type: application/problem+json\r\n" in answer
             assert b"connection: close\r\n" in answer
+            assert b"x-content-type-options: nosniff\r\n" in answer
         good = connect()
         good.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\nconnection: close\r\n\r\nwell")
         assert read_all(good)[1].endswith(b"well")

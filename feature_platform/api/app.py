@@ -31,10 +31,10 @@ from feature_platform.online.store import OnlineStore
 from feature_platform.registry import Registry
 from feature_platform.settings import Settings
 
-__all__ = ["create_app", "serve"]
+__all__ = ["Application", "create_app", "serve"]
 
 
-def create_app(registry: Registry, settings: Settings, store: OnlineStore | None = None) -> FastAPI:
+def create_app(registry: Registry, settings: Settings, store: OnlineStore | None = None) -> Application:
     """
     Return the ASGI application.
 
@@ -59,7 +59,7 @@ def create_app(registry: Registry, settings: Settings, store: OnlineStore | None
         if store is None:
             await reader.store.aclose()
 
-    app = _Application(
+    app = Application(
         title=f"Features of {settings.project}",
         version="1",
         description="The newest value of every declared feature, by entity.",
@@ -103,8 +103,15 @@ def serve(
     Server(config).run(None if listener is None else [listener])
 
 
-class _Application(FastAPI):
-    """FastAPI behind a front, with the schemas of the registry in its OpenAPI."""
+class Application(FastAPI):
+    """
+    FastAPI behind a front, with the schemas of the registry in its OpenAPI.
+
+    Attributes:
+        schemas: Of the registry, by name.
+        front: What every request passes.
+        metrics: What was counted.
+    """
 
     schemas: Mapping[str, schemas.JsonSchema]
     front: Front

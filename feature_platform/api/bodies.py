@@ -25,7 +25,7 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
     Return the body of a request, whose headers say that it is JSON.
 
     Raises:
-        Problem: 413 (too large, declared or streamed), 415 (not JSON, or compressed), or 400 (the client went away).
+        Problem: 413 (too large, declared or streamed), 415 (not JSON, or compressed), or 499 (nobody is there any more to be answered).
     """
     for name, value in scope["headers"]:
         if name == b"content-type":
@@ -41,7 +41,7 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise Problem(400, "the client went away before its body was read.")
+            raise Problem(499, "the client went away before its body was read.", kind="client-closed-request")  # nginx's number
         chunk: bytes = message.get("body", b"")
         size += len(chunk)
         if size > max_bytes:

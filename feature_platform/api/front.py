@@ -22,13 +22,15 @@ if TYPE_CHECKING:
     from feature_platform.api.metrics import Metrics
     from feature_platform.api.request_log import RequestLog
 
-__all__ = ["Front", "Read"]
+__all__ = ["SAFE_HEADERS", "Front", "Read"]
 
 Read = Callable[["Scope", "Receive"], Awaitable[bytes]]
 """Answers a POST with JSON; raises Problem or FeaturePlatformError."""
 
+SAFE_HEADERS: Final = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+"""Of every answer."""
+
 _log = logging.getLogger("uvicorn.error")
-_SAFE_HEADERS: Final = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
 
 
 class Front:
@@ -54,8 +56,8 @@ class Front:
         started = time.perf_counter()
         status, route = 500, "other"  # what the server answers if nothing below does
         metrics, request_id = self._metrics, self._log.name(scope)
-        metrics.in_flight += 1
-        more_headers = [*_SAFE_HEADERS, (b"x-request-id", request_id)]
+        metrics.begin_request()
+        more_headers = [*SAFE_HEADERS, (b"x-request-id", request_id)]
 
         async def noting(message: Message) -> None:
             nonlocal status
@@ -82,9 +84,8 @@ class Front:
                     await send({"type": "http.response.start", "status": 200, "headers": headers})
                     await send({"type": "http.response.body", "body": answer})
         finally:
-            metrics.in_flight -= 1
             seconds = time.perf_counter() - started
-            metrics.observe_request(route, status, seconds)
+            metrics.end_request(route, status, seconds)
             if self._log.wants(status):
                 self._log.write(request_id, scope, route, status, seconds)
 

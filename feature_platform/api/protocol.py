@@ -16,6 +16,7 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from feature_platform.api.front import SAFE_HEADERS
 from feature_platform.api.metrics import Metrics
 from feature_platform.api.problems import Problem
 
@@ -194,7 +195,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if isinstance(metrics, Metrics):  # what does not come as far as the application is counted here
             metrics.observe_refusal(problem.status)
         response = problem.response()
-        head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
+        head = b"".join(b"%s: %s\r\n" % header for header in [*response.raw_headers, *SAFE_HEADERS])
         line = f"HTTP/1.1 {problem.status} {problem.phrase}\r\n".encode()
         self.transport.write(line + head + b"connection: close\r\n\r\n" + bytes(response.body))
         self.transport.write_eof()

@@ -38,11 +38,14 @@ class Server(uvicorn.Server):
     Args:
         config: See `server_config`.
         on_started: Called when it accepts connections.
+        each_second: Called about once a second, and at the end.
     """
 
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, on_started: Callable[[], None] = lambda: None, each_second: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__(config)
-        self._on_started = on_started
+        self._on_started, self._each_second = on_started, each_second
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept."""
@@ -53,6 +56,7 @@ class Server(uvicorn.Server):
         """Look at the deadlines; return whether to end."""
         if counter % _TICKS_A_SECOND == 0:
             self._check_deadlines()
+            self._each_second()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -62,6 +66,7 @@ class Server(uvicorn.Server):
             await super().shutdown(sockets)
         finally:
             draining.cancel()
+            self._each_second()
 
     async def _drain(self) -> None:
         while True:

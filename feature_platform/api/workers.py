@@ -13,9 +13,11 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import uvicorn
@@ -24,6 +26,7 @@ from feature_platform.api.app import create_app
 from feature_platform.api.auth import check_binding
 from feature_platform.api.protocol import Bounds
 from feature_platform.api.server import DRAIN_SECONDS, Server, inherited_listener, server_config
+from feature_platform.api.shared_counts import SharedCounts
 from feature_platform.errors import FeaturePlatformError
 from feature_platform.settings import Settings, load_registry
 
@@ -69,8 +72,11 @@ def serve_workers(settings: Settings, *, workers: int, host: str | None = None, 
     check_binding(settings, host if listener is None else listener.getsockname()[0])
     config = uvicorn.Config("", host=host, port=port)  # which also sets up the log
     # Bound here and listened to by the workers: until the first of them is ready, connections are refused and not kept waiting.
-    with config.bind_socket() if listener is None else listener as listener:
-        _Supervisor(settings, listener, workers).run()
+    with (
+        config.bind_socket() if listener is None else listener as listener,
+        tempfile.TemporaryDirectory(prefix="feature-platform-api-") as counts,
+    ):
+        _Supervisor(settings, listener, Path(counts), workers).run()
 
 
 class _Worker:
@@ -82,11 +88,11 @@ class _Worker:
         is_ready: Whether it accepts connections.
     """
 
-    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+    def __init__(self, settings: Settings, listener: socket.socket, counts: Path) -> None:
         self.is_ready = False
         self._ready, ready = _SPAWN.Pipe(duplex=False)
         # The settings go through a pipe: a command line can be read by every user of the machine.
-        self.process = _SPAWN.Process(target=_work, args=(settings, listener, ready), name="API worker")
+        self.process = _SPAWN.Process(target=_work, args=(settings, listener, counts, ready), name="API worker")
         self.process.start()
         ready.close()
 
@@ -113,8 +119,8 @@ class _Worker:
 
 
 class _Supervisor:
-    def __init__(self, settings: Settings, listener: socket.socket, count: int) -> None:
-        self._settings, self._listener, self._count = settings, listener, count
+    def __init__(self, settings: Settings, listener: socket.socket, counts: Path, number: int) -> None:
+        self._settings, self._listener, self._counts, self._number = settings, listener, counts, number
         self._workers: list[_Worker] = []
         # Plain fields: a signal may arrive while a lock is held by the very thread that it interrupts.
         self._stops, self._wants_reload = 0, False
@@ -125,7 +131,7 @@ class _Supervisor:
             signal.signal(number, self._ask_stop)
         signal.signal(signal.SIGHUP, self._ask_reload)
         try:
-            self._workers = [self._start() for _ in range(self._count)]
+            self._workers = [self._start() for _ in range(self._number)]
             self._wait_for_the_first()
             while not self._stops:
                 wait([worker.process.sentinel for worker in self._workers], _POLL_SECONDS)
@@ -137,14 +143,14 @@ class _Supervisor:
             self._stop()
 
     def _start(self) -> _Worker:
-        return _Worker(self._settings, self._listener)
+        return _Worker(self._settings, self._listener, self._counts)
 
     def _wait_for_the_first(self) -> None:
         """Return when one is ready: then the declarations load, and the death of another is an accident, which is made good."""
         deadline = time.monotonic() + _READY_SECONDS
         while not self._stops and not any(worker.is_ready for worker in self._workers):
             if time.monotonic() > deadline or not any(worker.process.is_alive() for worker in self._workers):
-                message = f"of {self._count} workers none has answered, and they ended or hang.\nWhat they said stands above."
+                message = f"of {self._number} workers none has answered, and they ended or hang.\nWhat they said stands above."
                 raise WorkerError(message)
             time.sleep(_POLL_SECONDS)
             for worker in self._workers:
@@ -201,7 +207,7 @@ class _Supervisor:
         self._wants_reload = True
 
 
-def _work(settings: Settings, listener: socket.socket, ready: Connection) -> None:
+def _work(settings: Settings, listener: socket.socket, counts: Path, ready: Connection) -> None:
     """Serve, in a process of its own that has imported everything afresh."""
     # A terminal that closes signals every process of its group; it is for the supervisor to decide.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -210,6 +216,7 @@ def _work(settings: Settings, listener: socket.socket, ready: Connection) -> Non
         with contextlib.redirect_stdout(sys.stderr):  # what declarations print is not the answer of `fp serve --json`
             registry = load_registry(settings)
         app = create_app(registry, settings)
+        app.metrics.share(SharedCounts(counts))
     except FeaturePlatformError as error:
         _LOG.error("%s", error)
         sys.exit(1)
@@ -217,7 +224,7 @@ def _work(settings: Settings, listener: socket.socket, ready: Connection) -> Non
     # Host and port are the socket's.
     config = server_config(app, host=settings.api_host, port=settings.api_port, bounds=bounds)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises what it was ended by
-        Server(config, on_started=lambda: ready.send("ready")).run([listener])
+        Server(config, on_started=lambda: ready.send("ready"), each_second=app.metrics.publish).run([listener])
 
 
 def _end_with_supervisor() -> None:
