@@ -85,6 +85,14 @@ def run(context: Context, tally: Tally) -> None:
         load = partial(_load, port=port, pid=process.pid, asked=asked, features=features, seconds=seconds, rate=500.0, is_feast=False)
         subjects = [Subject(REFERENCE, load), Subject("while_materializing", partial(_while_materializing, arguments, load))]
         measure(context, tally, f"{entities} x {features} at 500/s", subjects, runs=runs, expected=expected_checksum(asked, features))
+        with _serving("http_unobserved", arguments, "/ready") as (blind_port, blind):
+            load = partial(_load, asked=asked, features=features, seconds=seconds, rate=None, is_feast=False)
+            subjects = [
+                Subject(REFERENCE, partial(load, port=port, pid=process.pid)),
+                Subject("unobserved", partial(load, port=blind_port, pid=blind.pid)),
+            ]
+            case = f"{entities} x {features} seen inside"
+            measure(context, tally, case, subjects, runs=3 * runs, expected=expected_checksum(asked, features))
 
 
 @contextlib.contextmanager

@@ -25,7 +25,8 @@ import pyarrow as pa
 import pytest
 import schemathesis
 from faulty_server import Server, wait_until
-from hypothesis import HealthCheck, given, settings
+from fuzzing import CASES, fuzz
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from schemathesis.core.result import Ok
 from starlette.routing import Route
@@ -866,10 +867,10 @@ _bodies = st.one_of(
         st.binary(max_size=4),
     ),
 )
-_fuzz = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@_fuzz
+@pytest.mark.fuzz
+@fuzz
 @given(content=_bodies, path=st.sampled_from(["/get-online-features", "/services/recommender", "/services/of_a_viewing"]))
 def test_no_body_is_answered_with_a_500(api: httpx.Client, content: bytes, path: str) -> None:
     """Whatever is sent gets an answer or is the sender's error."""
@@ -878,7 +879,33 @@ def test_no_body_is_answered_with_a_500(api: httpx.Client, content: bytes, path:
     assert isinstance(response.json(), dict)
 
 
-@settings(_fuzz, max_examples=150)
+@pytest.mark.fuzz
+@fuzz
+@given(
+    key=st.sampled_from([("user_id", "last_watch:genre", "profile:score"), ("title_id", "titles:plays")]),
+    ids=st.lists(st.sampled_from(["u1", "u2", 2**60 + 1]) | _values, max_size=4),
+)
+def test_both_forms_are_understood_alike(api: httpx.Client, key: tuple[str, ...], ids: list[Any]) -> None:
+    """Several entities in columns are answered what each is answered alone, or refused as one of them is."""
+    name, *features = key
+
+    def post(body: dict[str, Any]) -> httpx.Response:
+        # Of Python's JSON, which also has NaN and half surrogate pairs.
+        return api.post("/get-online-features", content=json.dumps(body), headers={"content-type": "application/json"})
+
+    columns = post({"features": features, "entities": {name: ids}})
+    alone = [post({"features": features, name: one}) for one in ids]
+    refused = {one.status_code for one in alone if one.status_code != 200}
+    assert columns.status_code in (refused or {200})
+    if columns.status_code == 200:
+        results = columns.json()["results"][1:]
+        for index, one in enumerate(alone):
+            assert [result["values"][index] for result in results] == list(one.json()["features"].values())
+            assert [result["statuses"][index] for result in results] == list(one.json()["statuses"].values())
+
+
+@pytest.mark.fuzz
+@fuzz
 @given(line=st.binary(max_size=60), headers=st.lists(st.tuples(st.binary(max_size=20), st.binary(max_size=20)), max_size=3))
 def test_no_bytes_on_the_wire_stop_the_server(api: httpx.Client, line: bytes, headers: list[tuple[bytes, bytes]]) -> None:
     """What is not even HTTP is cut off, and the next client is answered."""
@@ -891,6 +918,7 @@ def test_no_bytes_on_the_wire_stop_the_server(api: httpx.Client, line: bytes, he
     assert api.get("/health").status_code == 200
 
 
+@pytest.mark.fuzz
 def test_the_server_does_what_its_openapi_says(api: httpx.Client) -> None:
     """Statuses, content types and bodies of every operation are the documented ones."""
     document = schemathesis.openapi.from_url(f"{api.base_url}/openapi.json")
@@ -905,7 +933,7 @@ def test_the_server_does_what_its_openapi_says(api: httpx.Client) -> None:
     assert len(operations) == 7 + len(registry.services)
     for operation in operations:
 
-        @settings(_fuzz, max_examples=20)
+        @settings(fuzz, max_examples=CASES // 15)
         @given(case=operation.as_strategy())
         def check(case: schemathesis.Case[Any]) -> None:
             case.call_and_validate(checks=wanted)

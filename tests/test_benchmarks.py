@@ -73,6 +73,7 @@ SUBJECTS = {
         "100 x 10 c=16": {REFERENCE, "redis_benchmark"},
         "1 x 3 at 1000/s": {REFERENCE},
         "1 x 3 at 500/s": {REFERENCE, "while_materializing"},
+        "1 x 3 seen inside": {REFERENCE, "unobserved"},
     },
     "graph": {
         "10 features": {REFERENCE, "empty"},

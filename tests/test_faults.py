@@ -12,7 +12,8 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -300,6 +301,45 @@ def test_no_connection_is_free(project: Project) -> None:
     writes = _meanwhile(project, project.server.thaw)
     back = project.is_well_again("the end of it")
     Row("every connection is in use", reads, f"at once, or {speed}", writes, back).check()
+
+
+@pytest.mark.parametrize("fault", ["killed", "frozen", "refused"])
+def test_pulled_away_and_given_back_under_load(project: Project, fault: str) -> None:
+    """Every answer to clients that ask without pause is the value or an honest 503, in time; a second after each return only values."""
+    pull, give_back = {
+        "killed": (project.server.kill, project.server.start),
+        "frozen": (project.server.freeze, project.server.thaw),
+        "refused": (project.network.refuse, project.network.listen),
+    }[fault]
+    seen: list[tuple[float, str]] = []
+    is_over = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=project.api.base_url, timeout=10) as client:
+            asking = replace(project, api=client)
+            while not is_over.is_set():
+                began = time.monotonic()
+                seen.append((began, asking.read()[0]))
+
+    periods = []
+    with ThreadPoolExecutor(6) as clients:
+        asked = [clients.submit(ask) for _ in range(6)]
+        for _ in range(3):
+            time.sleep(0.3)
+            pulled = time.monotonic()
+            pull()
+            time.sleep(1.25 * DEADLINE)
+            give_back()
+            periods.append((pulled, time.monotonic() + 1))
+            time.sleep(1.3)
+        is_over.set()
+        for one in asked:
+            one.result()
+    assert {answer for _, answer in seen} == {"the values", "503 `online-store-unavailable`"}
+    refused = [began for began, answer in seen if answer != "the values"]
+    assert all(any(low - DEADLINE <= began <= high for low, high in periods) for began in refused)
+    assert all(sum(low <= began <= high for began in refused) > 0 for low, high in periods)
+    assert seen[-1][1] == "the values"
 
 
 def _meanwhile(project: Project, *mend: Callable[[], None]) -> str:

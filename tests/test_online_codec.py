@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 import pytest
+from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -128,6 +129,8 @@ def test_views_of_any_width_are_one_array(width: int) -> None:
     assert list(codec.decode(stored).values.values()) == list(range(width))
 
 
+@pytest.mark.fuzz
+@fuzz
 @given(data=st.data())
 def test_keys_are_spelled_alike_one_by_one_and_in_columns(data: st.DataObject) -> None:
     """The key that a reader spells is the one that a writer spelled, for any dtypes and values."""
