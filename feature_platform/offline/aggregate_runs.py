@@ -194,6 +194,7 @@ def base_rows(writer: PartitionWriter, chain: Sequence[Partition], points: Chang
     only = f" semi join {keys} using ({', '.join(points.keys)})" if points.keys and keys else ""
     history = f"({' union all by name '.join(tables)})"
     if has_one_row_a_key:
+        only = "" if points.ends.is_one else only  # then it is joined to them anyway
         return f"select {listed}{points.accumulators}\nfrom (select {points.renamed}{points.accumulators} from {history}){only}"
     # Two narrow steps: of 1.2 million rows, 24 ms; with row_number over whole rows 50 ms.
     newest = f"select {listed}max(event_timestamp) as event_timestamp from (select {points.renamed}event_timestamp from {history}){only}"
@@ -285,11 +286,9 @@ class _Computation:
             self.sources.show(reads_from(self._view, first), last.end)
             return points.running(points.deltas(points.events()), None)
         ranges = _joined([*((first.start - length, last.end - length) for length in self.layout.windows), (first.start, last.end)])
-        if len(ranges) == 1:
-            self.sources.show(*ranges[0], known=last.end)
-            events = points.events()
-        else:
-            self._read_events(points, ranges, late=points.ends.after)
+        events = self._events(points, ranges, late=points.ends.after if len(ranges) > 1 else None)
+        if len(ranges) > 1 and not points.ends.is_one:  # they are read once for each length
+            self._create(_EVENTS, events)
             events = f"select * from {_EVENTS}"
         self._create(_DELTAS, points.deltas(events))
         if self.is_first and self.is_last:
@@ -298,36 +297,29 @@ class _Computation:
             base = f"select t.* from {_TOTALS} as t semi join {_DELTAS} as d on {points.same_keys('t', 'd')}"
         return points.running(f"select * from {_DELTAS}", base)
 
-    def _read_events(self, points: ChangePoints, ranges: Sequence[tuple[datetime, datetime]], *, late: int | None, of: str = "") -> None:
+    def _events(self, points: ChangePoints, ranges: Sequence[tuple[datetime, datetime]], *, late: int | None) -> str:
         """
-        Fill the table of events.
+        Return the SELECT of events.
 
         Args:
             points: Of the run.
             ranges: The times of those that are read, apart from each other; the last range is up to the last end.
             late: Those from before the last range that became known after it are read, too.
-            of: A semi join that leaves some keys.
         """
         last = self.run[-1]
-        selects = [(low, high, "true") for low, high in ranges]
+        wanted = [(low, high, "true") for low, high in ranges]
         if late is not None and self._view.sources[0].created_timestamp:
             seen = " or ".join(f"(__time >= {to_micros(low)} and __time < {to_micros(high)})" for low, high in ranges)
-            selects.append((reads_from(self._view, self.run[0]), ranges[-1][0], f"__known > {late} and not ({seen})"))
-        for index, (low, high, only) in enumerate(selects):
-            self.sources.show(low, high, known=last.end)
-            events = f"select e.* from ({points.events(only=only)}) as e{of}"
-            if index == 0:
-                self._create(_EVENTS, events)
-            else:
-                self._connection.execute(f"insert into {_EVENTS} {events}")
+            wanted.append((reads_from(self._view, self.run[0]), ranges[-1][0], f"__known > {late} and not ({seen})"))
+        return "\nunion all\n".join(points.events(self.sources.rows(low, high, known=last.end), only=only) for low, high, only in wanted)
 
     def _redo(self, redone: Redone) -> None:
         """Find the values of aggregates at the points among the events of their keys."""
         first, last = to_micros(self.run[0].end), to_micros(self.run[-1].end)
         ranges = _joined([(from_micros(low), from_micros(high)) for low, high in redone.ranges(first, last) if low < high])
         late = redone.block.start if redone.block is not None and redone.shared else None
-        of = f" semi join {_POINTS} as p on {redone.points.same_keys('e', 'p')}"
-        self._read_events(redone.points, ranges, late=late, of=of)
+        events = self._events(redone.points, ranges, late=late)
+        self._create(_EVENTS, f"select e.* from ({events}) as e semi join {_POINTS} as p on {redone.points.same_keys('e', 'p')}")
         self._create(_REDONE, redone.values(_POINTS, _EVENTS, _MIDDLE))
 
     def _repair(self, points: ChangePoints, inexact: str, aggregates: Sequence[Aggregate]) -> None:

@@ -55,6 +55,11 @@ class Ends:
         times = [to_micros(end) for end in ([] if built_on is None else [built_on]) + list(ends)]
         return cls(tuple(times), times[0] - (built_on is None))
 
+    @property
+    def is_one(self) -> bool:
+        """Whether rows are wanted of a single end."""
+        return sum(end > self.after for end in self.times) == 1
+
     @cached_property
     def _step(self) -> int:
         return gcd(*(after - before for before, after in pairwise(self.times))) or 1
@@ -105,11 +110,12 @@ class ChangePoints:
         """Return the condition that two rows are of one key."""
         return " and ".join(f"{left}.{key} = {right}.{key}" for key in self.keys) or "true"
 
-    def events(self, *, only: str = "true") -> str:
+    def events(self, rows: str | None = None, *, only: str = "true") -> str:
         """
-        Return the SELECT of the events that the source view shows now, under our names.
+        Return the SELECT of events under our names.
 
         Args:
+            rows: A SELECT of source rows; None for those that the source view shows.
             only: A further condition over `__time` and `__known`, the first instant at which a window's end can count the event.
         """
         source = self.view.sources[0]
@@ -123,7 +129,8 @@ class ChangePoints:
         columns += [f"coalesce({condition}, false) as __counts{index}" for index, condition in enumerate(self.layout.conditions)]
         relevant = "true" if "true" in self.layout.conditions else " or ".join(self.layout.conditions)
         not_null = "".join(f"s.{quote(key)} is not null and " for key in self.view.entity.join_keys)
-        return f"select * from (select {', '.join(columns)}\nfrom {quote(source.name)} as s\nwhere {not_null}({relevant}))\nwhere {only}"
+        shown = quote(source.name) if rows is None else f"({rows})"
+        return f"select * from (select {', '.join(columns)}\nfrom {shown} as s\nwhere {not_null}({relevant}))\nwhere {only}"
 
     def _read(self, column: int, value: str) -> str:
         """Return a column as the accumulators need it; a float that is wide enough for every step of its split."""
@@ -147,16 +154,42 @@ class ChangePoints:
 
     def deltas(self, events: str) -> str:
         """Return the SELECT of what enters and leaves at each end: our keys, `__end`, what each accumulator gains."""
-        inside = [f"(e.__leave{index} is null or e.__enter < e.__leave{index})" for index in range(len(self.layout.windows))]
-        counts = [self._any_counts(length) for length in self.layout.windows]
+        sums = ", ".join(f"sum({one.name}) as {one.name}" for one in self.layout.accumulators)
+        grouped = f"select {self._listed()}__end, {sums}\nfrom ({{}})\ngroup by {self._listed()}__end"
+        if self.ends.is_one:
+            return grouped.format(self._gains(events))
+        return f"with __events as not materialized ({self._lifetimes(events)})\n" + grouped.format(self._comings_and_goings())
+
+    def _gains(self, events: str) -> str:
+        """Return the SELECT of what each event changes at the only end, in one pass: it enters there, or leaves."""
+        enters, gains = f"e.__enter > {self.ends.after}", []
+        for one in self.layout.accumulators:
+            index, counts, value = self.layout.windows.index(one.window), f"e.__counts{one.condition}", one.contribution("e")
+            gains.append(
+                f"case when {counts} and {enters} and {self._inside(index)} then {value} "
+                f"when {counts} and not {enters} and e.__enter < e.__leave{index} then -({value}) else 0 end as {one.name}"
+            )
+        changes = [
+            f"({self._any_counts(length)} and case when {enters} then {self._inside(index)} else e.__enter < e.__leave{index} end)"
+            for index, length in enumerate(self.layout.windows)
+        ]
+        return (
+            f"select {self._listed('e.')}{self.ends.times[-1]}::bigint as __end, {', '.join(gains)}\n"
+            f"from ({self._lifetimes(events)}) as e\nwhere {' or '.join(changes)}"
+        )
+
+    def _comings_and_goings(self) -> str:
+        """Return the SELECT of what each of `__events` changes at the ends where it enters and leaves."""
         gains = []
         for one in self.layout.accumulators:
-            is_inside = f"{inside[self.layout.windows.index(one.window)]} and e.__counts{one.condition}"
+            is_inside = f"{self._inside(self.layout.windows.index(one.window))} and e.__counts{one.condition}"
             gains.append(f"case when {is_inside} then {one.contribution('e')} else 0 end as {one.name}")
-        anywhere = " or ".join(f"({one} and {other})" for one, other in zip(inside, counts, strict=True))
+        anywhere = " or ".join(
+            f"({self._inside(index)} and {self._any_counts(length)})" for index, length in enumerate(self.layout.windows)
+        )
         entering = f"e.__enter > {self.ends.after} and ({anywhere})"
         selects = [f"select {self._listed('e.')}e.__enter as __end, {', '.join(gains)}\nfrom __events as e\nwhere {entering}"]
-        for index, length in enumerate(self.layout.windows if len(self.ends.times) > 1 else []):  # at one end, nothing has left yet
+        for index, length in enumerate(self.layout.windows):
             losses = [
                 f"case when e.__counts{one.condition} then -({one.contribution('e')}) else 0 end as {one.name}"
                 if one.window == length
@@ -165,14 +198,13 @@ class ChangePoints:
             ]
             selects.append(
                 f"select {self._listed('e.')}e.__leave{index} as __end, {', '.join(losses)}\nfrom __events as e\n"
-                f"where e.__enter < e.__leave{index} and {counts[index]}"
+                f"where e.__enter < e.__leave{index} and {self._any_counts(length)}"
             )
-        sums = ", ".join(f"sum({one.name}) as {one.name}" for one in self.layout.accumulators)
-        everything = "\nunion all\n".join(selects)
-        return (
-            f"with __events as not materialized ({self._lifetimes(events)})\n"
-            f"select {self._listed()}__end, {sums}\nfrom ({everything})\ngroup by {self._listed()}__end"
-        )
+        return "\nunion all\n".join(selects)
+
+    def _inside(self, index: int) -> str:
+        """Return the condition that an event is in the window of some length at the end where it enters."""
+        return f"(e.__leave{index} is null or e.__enter < e.__leave{index})"
 
     def _any_counts(self, length: timedelta) -> str:
         conditions = sorted({one.condition for one in self.layout.accumulators if one.window == length})
@@ -191,17 +223,16 @@ class ChangePoints:
             deltas: A SELECT as of `deltas`.
             base: A SELECT of our keys and what they had at the end before the first delta; None where they had nothing.
         """
-        is_one = self.ends.times[1:] == self.ends.times[-1:]
+        if self.keys and base is not None and self.ends.is_one:  # nothing runs: each key that gained has one row in both
+            totals = ", ".join(f"d.{one.name} + coalesce(t.{one.name}, 0) as {one.name}" for one in self.layout.accumulators)
+            joined = f"({deltas}) as d left join ({base}) as t on {self.same_keys('d', 't')}"
+            return f"select {self._listed('d.')}d.__end, {totals}\nfrom {joined}"
         if base is None:
             everything = deltas
         else:
             everything = (
                 f"{deltas}\nunion all by name\nselect {self._listed()}{self.ends.after} as __end, {self.accumulators} from ({base})"
             )
-        if self.keys and base is not None and is_one:  # nothing runs, and nothing need be sorted
-            sums = ", ".join(f"sum({one.name}) as {one.name}" for one in self.layout.accumulators)
-            grouped = f"\ngroup by {', '.join(self.keys)}"
-            return f"select {self._listed()}{self.ends.times[-1]}::bigint as __end, {sums}\nfrom ({everything}){grouped}"
         sums = ", ".join(f"sum({one.name}) over __run as {one.name}" for one in self.layout.accumulators)
         partition = f"partition by {', '.join(self.keys)} " if self.keys else ""
         return (
@@ -212,7 +243,7 @@ class ChangePoints:
 
     def rows(self, points: str, *, redone: str | None) -> str:
         """
-        Return the SELECT of the rows of files, in order of their ends.
+        Return the SELECT of the rows of files, in order of their ends where there are several.
 
         Args:
             points: A table or SELECT in parentheses as of `running`.
@@ -227,8 +258,8 @@ class ChangePoints:
         ]
         hidden = [f"cast(p.{one.name} as {one.stored}) as {one.name}" for one in self.layout.accumulators]
         joined = f" left join {redone} as r on {self.same_keys('p', 'r')} and p.__end = r.__end" if redone else ""
+        ordered = "" if self.ends.is_one else f"\norder by {', '.join(['p.__end', *(f'p.{key}' for key in self.keys)])}"
         return (
             f"select {named}make_timestamp(p.__end) as event_timestamp,\n{', '.join(values)},\n"
-            f"{self.layout.is_empty} as {quote(TOMBSTONE)},\n{', '.join(hidden)}\nfrom {points} as p{joined}\n"
-            f"order by {', '.join(['p.__end', *(f'p.{key}' for key in self.keys)])}"
+            f"{self.layout.is_empty} as {quote(TOMBSTONE)},\n{', '.join(hidden)}\nfrom {points} as p{joined}{ordered}"
         )

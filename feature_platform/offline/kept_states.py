@@ -131,7 +131,7 @@ def keep_state(connection: duckdb.DuckDBPyConnection, view: FeatureView, store: 
     try:
         connection.execute(
             f"copy (select * from ({remaining}) order by {order}) to {literal(str(temporary))} "
-            f"(format parquet, compression zstd, kv_metadata {{{METADATA_KEY}: {literal(json.dumps(footer))}}})"
+            f"(format parquet, compression lz4_raw, kv_metadata {{{METADATA_KEY}: {literal(json.dumps(footer))}}})"
         )
         temporary.replace(path)
     finally:

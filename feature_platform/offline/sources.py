@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from feature_platform.offline.query import first_row, parquet, quote, timestamp,
 from feature_platform.offline.source_footers import paths_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["SourceViews", "source_views", "utc_naive", "whole_source"]
 
 _START, _END, _KNOWN = "feature_platform_start", "feature_platform_end", "feature_platform_known"
+_SHOWN = tuple(f"getvariable('{name}')" for name in (_START, _END, _KNOWN))
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ class SourceViews:
             if read != self._read.get(table.name):
                 self.connection.execute(f"create or replace temp view {quote(table.name)} as\n{table.select(read)}")
                 self._read[table.name] = read
+
+    def rows(self, start: datetime, end: datetime, *, known: datetime) -> str:
+        """Return the SELECT of what `show` would show of the only source of a view with a schedule: several fit into one statement."""
+        (table,) = self._tables
+        return table.select(table.files(start, end), tuple(timestamp(one) for one in (start, end, known + self.view.delay)))
 
     def newest(self) -> int | None:
         """Return the newest time among the rows shown, in UTC microseconds."""
@@ -129,7 +136,7 @@ class _Table:
         spans: The other files, by their earliest time, each with the least and greatest time of each row group.
         reach: The greatest time in each of those and all before it.
         columns: What is selected.
-        where: The rows that a window may see.
+        where: The rows that may be seen of a window that begins, ends and knows as three SQL expressions say.
     """
 
     name: str
@@ -139,10 +146,10 @@ class _Table:
     spans: list[tuple[str, tuple[tuple[datetime, datetime], ...]]]
     reach: list[datetime]
     columns: str
-    where: str
+    where: Callable[[str, str, str], str]
 
-    def select(self, paths: Sequence[str]) -> str:
-        return _select(self.columns, paths) + self.where
+    def select(self, paths: Sequence[str], window: tuple[str, ...] = _SHOWN) -> str:
+        return _select(self.columns, paths) + self.where(*window)
 
     def files(self, start: datetime, end: datetime) -> list[str]:
         """Return the files to open for `[start, end)`: each that may hold such a row, after one of each schema."""
@@ -164,7 +171,7 @@ def _table(
         ((path, known[path].spans or ()) for path in paths if path in known and known[path].spans), key=lambda one: min(one[1])[0]
     )
     reach = list(accumulate((max(high for _, high in its) for _, its in spans), max))
-    return _Table(source.name, paths, schemas, timeless, spans, reach, _columns(source, types), _conditions(view, source, types))
+    return _Table(source.name, paths, schemas, timeless, spans, reach, _columns(source, types), partial(_conditions, view, source, types))
 
 
 def _paths(source: ParquetSource, root: Path, *, where: str = "") -> list[str]:
@@ -203,7 +210,7 @@ def _columns(source: ParquetSource, types: Mapping[str, DuckDBPyType]) -> str:
     return f"* replace ({', '.join(replaced)})" if replaced else "*"
 
 
-def _conditions(view: FeatureView, source: ParquetSource, types: Mapping[str, DuckDBPyType]) -> str:
+def _conditions(view: FeatureView, source: ParquetSource, types: Mapping[str, DuckDBPyType], start: str, end: str, known: str) -> str:
     if source.timestamp is None or view.schedule is None:
         return ""
     column, kind = f"source.{quote(source.timestamp)}", str(types[source.timestamp])
@@ -211,10 +218,10 @@ def _conditions(view: FeatureView, source: ParquetSource, types: Mapping[str, Du
     # TIMESTAMP WITH TIME ZONE is compared as it is stored, so that Parquet's statistics still prune row groups.
     cast = "::timestamptz" if kind.lower() == "timestamp with time zone" else ""
     left = column if cast else exact
-    found = [f"{left} >= getvariable('{_START}'){cast}", f"{left} < getvariable('{_END}'){cast}"]
+    found = [f"{left} >= {start}{cast}", f"{left} < {end}{cast}"]
     if view.is_window_view and source.created_timestamp:
         created = to_micros_up(f"source.{quote(source.created_timestamp)}", str(types[source.created_timestamp]))
-        found.append(f"({created} is null or {created} <= getvariable('{_KNOWN}'))")
+        found.append(f"({created} is null or {created} <= {known})")
     return "\nwhere " + "\nand ".join(found)
 
 
