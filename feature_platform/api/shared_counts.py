@@ -6,6 +6,7 @@ Knows files and processes. Knows nothing of what is counted. A worker that has e
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -28,19 +29,26 @@ class SharedCounts:
         self._published = b""
 
     def publish(self, counts: bytes) -> None:
-        """Put this process' counts in the place of its last ones."""
+        """Put this process' counts in the place of its last ones; a disk that is full is no reason to cease serving."""
         if counts == self._published:
             return
         temporary = self._own.with_suffix(".tmp")
-        temporary.write_bytes(counts)
-        temporary.replace(self._own)
-        self._published = counts
+        with contextlib.suppress(OSError):
+            self._own.parent.mkdir(mode=0o700, exist_ok=True)  # some systems sweep what lies in their temporary folder for days
+            temporary.write_bytes(counts)
+            temporary.replace(self._own)
+            self._published = counts
 
     def of_others(self) -> Iterator[tuple[bytes, bool]]:
         """Yield what each other process published last, and whether it still runs."""
-        for path in self._own.parent.iterdir():
-            if path != self._own and not path.suffix:
-                yield path.read_bytes(), _is_running(int(path.name.partition("-")[0]))
+        for path in self._own.parent.glob("*-*"):
+            if path == self._own or path.suffix:
+                continue
+            try:
+                counts = path.read_bytes()
+            except FileNotFoundError:  # swept away just now
+                continue
+            yield counts, _is_running(int(path.name.partition("-")[0]))
 
 
 def _is_running(pid: int) -> bool:

@@ -55,7 +55,10 @@ class DirectReads:
             message = f"{self._tuning.max_connections} reads wait for their answers"
             raise MaxConnectionsError(message)
         try:
-            connection = free.pop() if free else self._make_connection()
+            try:
+                connection = free.pop()
+            except IndexError:
+                connection = self._make_connection()
             try:
                 command = [hiredis.pack_command((b"MGET", *keys))]  # type: ignore[arg-type]
                 try:
