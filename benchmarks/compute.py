@@ -123,6 +123,8 @@ def measure_compute(context: Context, tally: Tally, case: Case, *, runs: int, cu
     subjects = [Subject(REFERENCE, partial(_compute, context, case, "feature_platform", by_query))]
     if "duckdb" in wanted:
         subjects.append(Subject("duckdb", partial(_compute, context, case, "duckdb", by_query)))
+    if case.memory and context.limits:
+        subjects.append(Subject("unbounded", partial(_compute, context, case, "feature_platform", by_query | {"memory": None})))
     libraries = [peer for peer in ("polars", "pandas") if peer in wanted]
     subjects += [Subject(peer, partial(_compute, context, case, peer, asked | {"view": case.view})) for peer in libraries]
     measure(context, tally, name, subjects, runs=runs, point=Point(curve, case.events) if curve else None)

@@ -64,7 +64,7 @@ SUBJECTS = {
     "compute": {
         "snapshot 3 days 3k events": {REFERENCE, "duckdb", "polars", "pandas"},
         "event 3 days 3k events": {REFERENCE, "duckdb", "polars", "pandas"},
-        "wide 50 features 1 day 3k events memory=1GB": {REFERENCE, "duckdb"},
+        "wide 50 features 1 day 3k events memory=1GB": {REFERENCE, "duckdb", "unbounded"},
     },
     "materialize": {"2k keys x 3 features": {REFERENCE, "redis_cli_pipe"}},
     "sdk": {"1 x 3": {REFERENCE, "redis_py"}, "100 x 10": {REFERENCE, "redis_py"}},

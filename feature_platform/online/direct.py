@@ -75,11 +75,13 @@ class DirectReads:
 
     def close(self) -> None:
         """Close the connections that are free; reading again opens new ones."""
-        while self._free:
-            self._free.pop().disconnect()
+        free, self._free = self._free, []
+        for connection in free:
+            connection.disconnect()
 
     def _begin(self) -> None:
-        self._process, self._free = os.getpid(), list[Connection]()
+        self._process = os.getpid()
+        self._free: list[Connection] = []
         self._gate = threading.BoundedSemaphore(self._tuning.max_connections)
 
 
