@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check format bench bench-full bench-docs docs screenshots lock clean
+.PHONY: help demo up test check audit format bench bench-full bench-docs docs screenshots lock clean
 # A shell that activated something else must not leak into ours.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 bin := .venv/bin
@@ -23,6 +23,9 @@ test: .venv/.ready ## every test, then the laws of time again in a zone that is 
 
 check: .venv/.ready ## ruff, format, mypy --strict, import contracts
 	$(bin)/ruff check && $(bin)/ruff format --check && $(bin)/mypy && $(bin)/lint-imports
+
+audit: ## look for known vulnerabilities of the locked dependencies (needs the network)
+	@$(PYTHON) -m venv --clear tmp/audit && tmp/audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1 && tmp/audit/bin/pip-audit --requirement requirements.lock --disable-pip --progress-spinner off
 
 format: .venv/.ready ## let ruff fix and format
 	$(bin)/ruff check --fix --exit-zero && $(bin)/ruff format

@@ -37,6 +37,7 @@ class DirectReads:
 
     def __init__(self, make_connection: Callable[[], Connection], tuning: Tuning) -> None:
         self._make_connection, self._tuning = make_connection, tuning
+        self._free: list[Connection] = []
         self._begin()
 
     def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -75,13 +76,14 @@ class DirectReads:
 
     def close(self) -> None:
         """Close the connections that are free; reading again opens new ones."""
-        free, self._free = self._free, []
+        free = self._free
+        self._free = []
         for connection in free:
             connection.disconnect()
 
     def _begin(self) -> None:
         self._process = os.getpid()
-        self._free: list[Connection] = []
+        self._free = []
         self._gate = threading.BoundedSemaphore(self._tuning.max_connections)
 
 
