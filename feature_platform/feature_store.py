@@ -68,7 +68,7 @@ class FeatureStore:
         self._given_online = online
         self._online: OnlineStore | None = None
         self._database: duckdb.DuckDBPyConnection | None = None
-        self._memory_limit = ""
+        self._memory_limit, self._threads = "", 0
         self._opening = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -331,14 +331,15 @@ class FeatureStore:
         """Return a connection for the rows of a query, which are read when the join is; it is closed with the store."""
         with self._opening:
             connection = self._opened().cursor()
-        configure(connection, memory_limit=self._memory_limit, threads=self.settings.threads)
+        configure(connection, memory_limit=self._memory_limit, threads=self._threads)
         return connection
 
     def _opened(self) -> duckdb.DuckDBPyConnection:
         if self._database is None:
             self._database = duckdb.connect(":memory:", config={"temp_directory": spill_directory()})
-            # The database's, not a connection's: a join that spills lowers it, and the next connection sets it again.
-            self._memory_limit = self.settings.memory_limit or first_row(self._database, "select current_setting('memory_limit')")[0]
+            # The database's, not a connection's: a join that spills or a push lowers them, and the next connection sets them again.
+            memory_limit, threads = first_row(self._database, "select current_setting('memory_limit'), current_setting('threads')")
+            self._memory_limit, self._threads = self.settings.memory_limit or memory_limit, self.settings.threads or threads
         return self._database
 
     @contextlib.contextmanager
@@ -347,7 +348,7 @@ class FeatureStore:
         with self._opening:
             connection = self._opened().cursor()
         try:
-            configure(connection, memory_limit=self._memory_limit, threads=self.settings.threads)
+            configure(connection, memory_limit=self._memory_limit, threads=self._threads)
             yield connection
         finally:
             connection.close()

@@ -121,7 +121,8 @@ def materialize_view(
         OnlineStoreError: The store does not answer, or was filled from another history of a later generation.
     """
     started = time.perf_counter()
-    configure(connection)
+    # One core is left to who reads meanwhile: with all of them busy, a read waits for the scheduler.
+    configure(connection, threads=max(1, first_row(connection, "select current_setting('threads')")[0] - 1))
     codec = ViewCodec(project, view)
     with store.materializing(view):
         generation = store.generation(view)

@@ -43,7 +43,7 @@ class Settings:
         read_deadline_ms: For one read of the online store, in milliseconds.
         registry: Where the registry is, as `module:attribute`.
         memory_limit: DuckDB's, as in "1GB"; None leaves its default.
-        threads: DuckDB's; None is one a core.
+        threads: DuckDB's; None is one a core. A push takes one less.
         run_schedules: Whether schedules start switched on; else they are switched on in the UI, or they would fire on every laptop.
         dagster_url: Where people reach the Dagster UI; links to runs begin with it.
         api_host: Address that the API binds; anything but loopback needs a token.

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from offline_project import DAY, HOUR, MICROS, MINUTE, NOW, T0, history_view, instants, late_watches, store_of, user, watches, write
 
-from feature_platform import Aggregate, Entity, Feature, FeatureStatus, FeatureStore, FeatureView, ParquetSource
+from feature_platform import Aggregate, Entity, Feature, FeatureStatus, FeatureStore, FeatureView, ParquetSource, Registry, Settings
 from feature_platform.errors import NotMaterializedError, OnlineStoreError
 from feature_platform.materialization import MaterializationReport
 from feature_platform.online.codec import ViewCodec
@@ -394,6 +394,29 @@ def test_progress_is_told(tmp_path: Path) -> None:
         store.compute(now=NOW, progress=lambda *told: seen.append(told))
         store.materialize(now=NOW, progress=lambda *told: seen.append(told))
     assert seen == [("values", 1, 1), ("values", 2, 2)]
+
+
+@pytest.mark.parametrize(("threads", "left"), [(4, 3), (1, 1)])
+def test_a_push_leaves_a_core_to_who_reads(tmp_path: Path, threads: int, left: int) -> None:
+    """While it runs, DuckDB has one thread less; the store's next connection has them all again."""
+    used: list[int] = []
+
+    class Asking(MemoryOnlineStore):
+        def put_many(self, items: Iterable[tuple[bytes, bytes]], *, expire_seconds: int | None = None) -> WriteCounts:
+            used.append(threads_of(store))
+            return super().put_many(items, expire_seconds=expire_seconds)
+
+    def threads_of(store: FeatureStore) -> int:
+        assert store._database is not None
+        return int(store._database.execute("select current_setting('threads')").fetchall()[0][0])
+
+    write(tmp_path, values(("ann", T0, 1)), "values")
+    settings = Settings(project="threads", root=tmp_path, threads=threads)
+    with FeatureStore(Registry(views=[history_view()]), settings, online=Asking()) as store:
+        store.compute(now=NOW)
+        store.materialize(now=NOW)
+        store.compute(now=NOW)
+        assert (used, threads_of(store)) == ([left], threads)
 
 
 class Failing(MemoryOnlineStore):

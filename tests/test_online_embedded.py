@@ -242,3 +242,22 @@ def test_a_stop_ends_although_others_start_again(tmp_path: Path) -> None:
         user.join()
         stop_server(tmp_path)
     assert server_status(tmp_path) is None
+
+
+def test_a_bulk_write_goes_in_short_trips(tmp_path: Path) -> None:
+    """The server is never given so much at once that readers on the same cores wait long for their turn."""
+    folder, behind = tmp_path / "online", []
+
+    def items() -> Iterator[tuple[bytes, bytes]]:
+        for number in range(1_000):
+            if number and number % 100 == 0:
+                status = server_status(folder)
+                behind.append(number - (status.keys if status else 0))
+            yield key(f"user {number}"), value(number)
+
+    try:
+        with EmbeddedOnlineStore(folder) as store:
+            assert store.put_many(items()).written == 1_000
+    finally:
+        stop_server(folder)
+    assert max(behind) <= 250

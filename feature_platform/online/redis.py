@@ -12,7 +12,7 @@ import struct
 import threading
 from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self, TypeAlias, TypeVar
 
 from redis.exceptions import NoScriptError
 
@@ -38,7 +38,6 @@ Kind: TypeAlias = Literal["read", "write"]
 Call: TypeAlias = "tuple[list[bytes], list[bytes]]"
 
 _KEYS_PER_READ: Final = 10_000
-_KEYS_PER_TRIP: Final = 2_000
 _SCAN_COUNT: Final = 1_000
 _SAMPLE_SCANS: Final = 200
 
@@ -51,6 +50,8 @@ class RedisOnlineStore:
         address: Made by `from_url`.
         reads: How long reads wait and how many connections they hold, blocking and async each.
     """
+
+    _keys_per_trip: ClassVar[int] = 2_000
 
     def __init__(
         self,
@@ -119,7 +120,7 @@ class RedisOnlineStore:
         trip: list[Call] = []
         for batch in _batches(items, self._keys_per_call):
             trip.append((list(batch), [expire, *batch.values()]))
-            if len(trip) * self._keys_per_call >= _KEYS_PER_TRIP:
+            if len(trip) * self._keys_per_call >= self._keys_per_trip:
                 counts = counts.plus(self._put(trip))
                 trip = []
         return counts.plus(self._put(trip))

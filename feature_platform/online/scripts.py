@@ -12,8 +12,8 @@ from typing import Final
 
 __all__ = ["KEYS_PER_CALL", "PUT", "SWEEP", "Script"]
 
-# The server does nothing else while a script runs: 100 keys are about 0.2 ms, the longest a reader is held up.
-KEYS_PER_CALL: Final = 100
+# The server does nothing else while a script runs: 50 keys are about 0.2 ms, the longest a reader is held up.
+KEYS_PER_CALL: Final = 50
 
 
 class Script:
