@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -461,6 +462,18 @@ def test_a_client_that_does_not_read_is_let_go() -> None:
         until("the answer", lambda: server.server_state.total_requests)
         until("the end", lambda: not server.server_state.connections)
         assert server.server_state.total_requests <= 2
+
+
+def test_a_client_that_leaves_between_two_answers_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """The request that is being answered hears of it, not only the last one that came: nothing is written to who is gone."""
+    with bounded(Bounds()) as (server, connect):
+        gone = connect()
+        gone.sendall(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n" * 3)
+        until("the first answer", lambda: server.server_state.total_requests)
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+        gone.close()
+        until("the end", lambda: not server.server_state.connections and not server.server_state.tasks)
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_connections_above_the_limit_are_told_so() -> None:

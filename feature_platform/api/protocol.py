@@ -13,7 +13,7 @@ from enum import Enum, auto
 from typing import Any, Final
 
 from uvicorn import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from feature_platform.api.front import SAFE_HEADERS
@@ -83,6 +83,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stage, self._deadline = _Stage.IDLE, math.inf
         self._head_bytes = 0
         self._is_draining = False
+        self._under_way: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """Let a connection in, or tell it that there are too many."""
@@ -94,6 +95,13 @@ class BoundedProtocol(HttpToolsProtocol):
         elif len(self.connections) > most:
             detail = f"this process has {most} connections, and takes no more.\nTry again, or raise FEATURE_PLATFORM_API_MAX_CONNECTIONS."
             self._refuse(Problem(503, detail, kind="too-many-connections", headers={"Retry-After": "1"}))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the request that is being answered: uvicorn tells the last one that came, and this one would write to nobody."""
+        super().connection_lost(exc)
+        if self._under_way is not None:
+            self._under_way.disconnected = True
+            self._under_way.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived; refuse a head that is still not over."""
@@ -172,6 +180,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.abort()
         else:
             self.transport.close()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 - as uvicorn has it
+        self._under_way = cycle  # with requests behind it, uvicorn knows the last of them only
+        super()._start_asgi_task(cycle, app)
 
     @property
     def _is_answering(self) -> bool:
