@@ -122,7 +122,11 @@ def test_round_trips_and_refused_connections_are_counted(config: Settings) -> No
         with socket.create_connection((api.base_url.host, api.base_url.port or 0)) as connection:
             connection.sendall(b"GET /health HTTP/1.1\r\nx: " + b"y" * 70_000)
             assert connection.recv(100).startswith(b"HTTP/1.1 431 ")
+        with socket.create_connection((api.base_url.host, api.base_url.port or 0)) as connection:
+            connection.sendall(b"\x16\x03\x01\x02")
+            assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
         assert value_of(api, 'refused_connections_total{status="431"}') == 1
+        assert value_of(api, 'refused_connections_total{status="400"}') == 1
 
 
 def test_answers_are_for_nobody_elses_page(config: Settings) -> None:  # noqa: F811

@@ -437,6 +437,47 @@ def test_a_client_that_does_not_go_on_is_cut_off(sent: bytes, status: int) -> No
         assert read_all(good)[1].endswith(b"well")
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET / HTTP/1.1\r\nx: a\0b\r\n\r\n",
+        b"CONNECT x:80 HTTP/1.1\r\n\r\n",
+        b"POST / HTTP/1.1\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\nwell",
+        b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n4\r\nwell\r\nx\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\n\r\nnoise",
+    ],
+    ids=["tls", "http2", "nul-in-a-header", "no-path", "two-lengths", "broken-chunks", "noise-after-a-request"],
+)
+def test_what_is_not_http_is_refused_and_writes_no_log(sent: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    """A problem as any other, but where it would be taken for the answer to an earlier request; noise shall not fill a disk."""
+    with bounded(Bounds()) as (_, connect):
+        before = capsys.readouterr().err
+        noisy = connect()
+        noisy.sendall(sent)
+        status, answer = read_all(noisy)
+        assert status == (0 if sent.endswith(b"noise") else 400)
+        if status:
+            assert b"content-type: application/problem+json\r\n" in answer
+            assert b"connection: close\r\n" in answer
+            assert b"x-content-type-options: nosniff\r\n" in answer
+        assert "INFO" in before
+        assert capsys.readouterr().err == ""
+
+
+def test_a_head_too_large_behind_an_unanswered_request_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """A refusal would be taken for the answer to the first request, so there is none."""
+    request = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nwell"
+    with bounded(Bounds()) as (_, connect):
+        capsys.readouterr()
+        client = connect()
+        client.sendall(request * 2 + b"GET / HTTP/1.1\r\nx: " + b"a" * 200_000)
+        with suppress(ConnectionResetError):
+            assert b"431" not in read_all(client)[1]
+        assert capsys.readouterr().err == ""
+
+
 def test_a_trickle_counts_as_a_whole() -> None:
     """A byte now and then does not prolong the time that a head or body has."""
     for head in (b"GET / HTTP/1.1\r\nx: ", b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n"):

@@ -1,7 +1,8 @@
 """
 The HTTP protocol of the server, with bounds on what a connection may take: bytes, seconds, and how many there are.
 
-Knows uvicorn. Of itself, uvicorn reads a head without end, waits for one without end, and resets an idle connection when it stops.
+Knows uvicorn. Of itself, uvicorn reads a head without end, waits for one without end, resets an idle connection when it stops,
+and logs every connection that does not speak HTTP.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Final
 
+import httptools
 from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -104,15 +106,23 @@ class BoundedProtocol(HttpToolsProtocol):
             self._under_way.message_event.set()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what arrived; refuse a head that is still not over."""
+        """Parse what arrived; refuse what is not HTTP, and a head that is still not over."""
         if self._stage is _Stage.REFUSED:
             return
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # declined
+        except httptools.HttpParserError:
+            # uvicorn would also write a line into the log: whoever sends noise could fill a disk.
+            self._refuse_request(Problem(400, "this is not a request in HTTP/1.1.", kind="malformed-request"))
+            return
         # Counted afterwards: a short head and a long body may arrive together.
         if self._stage is _Stage.HEAD and not self.transport.is_closing():
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(Problem(431, f"the request line and headers are larger than {MAX_HEAD_BYTES} bytes."))
+                self._refuse_request(Problem(431, f"the request line and headers are larger than {MAX_HEAD_BYTES} bytes."))
 
     def on_message_begin(self) -> None:
         """Begin to count."""
@@ -122,8 +132,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Cease to count; a connection that is to end says so in its answer."""
-        self._enter(_Stage.BODY, self._bounds.body_seconds)
         super().on_headers_complete()
+        self._enter(_Stage.BODY, self._bounds.body_seconds)
         if self._is_draining:
             self.cycle.keep_alive = False
 
@@ -167,9 +177,9 @@ class BoundedProtocol(HttpToolsProtocol):
         if now < self._deadline:
             return
         if self._stage is _Stage.HEAD:
-            self._refuse_late(f"the request line and headers were not there within {self._bounds.head_seconds:g} s.")
+            self._refuse_request(Problem(408, f"the request line and headers were not there within {self._bounds.head_seconds:g} s."))
         elif self._stage is _Stage.BODY:
-            self._refuse_late(f"the body was not there within {self._bounds.body_seconds:g} s.")
+            self._refuse_request(Problem(408, f"the body was not there within {self._bounds.body_seconds:g} s."))
         elif self._stage is _Stage.TAKING and self.transport.get_write_buffer_size() > 0:
             if not self._is_draining:  # then the server's own bound holds
                 self.transport.abort()  # close() would wait for the client to read
@@ -192,14 +202,14 @@ class BoundedProtocol(HttpToolsProtocol):
     def _enter(self, stage: _Stage, seconds: float) -> None:
         self._stage, self._deadline = stage, self.loop.time() + seconds
 
-    def _refuse_late(self, detail: str) -> None:
+    def _refuse_request(self, problem: Problem) -> None:
         # What was asked before has no answer yet, or this has half of one: a second answer would be taken for its rest.
-        if self.pipeline or (self._is_answering and (self._stage is _Stage.HEAD or self.cycle.response_started)):
+        if self.pipeline or (self._is_answering and (self._stage is not _Stage.BODY or self.cycle.response_started)):
             self.transport.abort()
         elif self._stage is _Stage.BODY and not self._is_answering:
             self.transport.abort()  # it was answered long ago
         else:
-            self._refuse(Problem(408, detail))
+            self._refuse(problem)
 
     def _refuse(self, problem: Problem) -> None:
         """Answer in the application's stead, and hear no more."""
