@@ -466,6 +466,30 @@ def test_what_is_not_http_is_refused_and_writes_no_log(sent: bytes, capsys: pyte
         assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("is_apart", [False, True], ids=["at-once", "body-apart"])
+@pytest.mark.parametrize("upgrade", ["h2c", "websocket"])
+def test_an_upgrade_is_declined_and_the_request_is_answered(upgrade: str, is_apart: bool, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: FBT001 - a parameter
+    """Java's client asks for HTTP/2 so: what follows is the body of that request, never another request, and then the next one."""
+    head = f"POST / HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: {upgrade}\r\n".encode()
+    smuggled = b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n"
+    framed = [(b"content-length: %d\r\n\r\n" % len(smuggled), smuggled)]
+    framed += [(b"transfer-encoding: chunked\r\n\r\n", b"%x\r\n%s\r\n0\r\n\r\n" % (len(smuggled), smuggled)), (b"\r\n", b"")]
+    with bounded(Bounds()) as (server, connect):
+        capsys.readouterr()
+        client = connect()
+        for end, body in framed * 2:
+            client.sendall(head + end + (b"" if is_apart else body))
+            if is_apart:
+                time.sleep(0.05)
+                client.sendall(body)
+        client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        answer = read_all(client)[1]
+        assert server.server_state.total_requests == len(framed) * 2 + 1
+        assert answer.count(b"HTTP/1.1 200 OK\r\n") == len(framed) * 2 + 1
+        assert answer.count(smuggled) == 4
+        assert capsys.readouterr().err == ""
+
+
 def test_a_head_too_large_behind_an_unanswered_request_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     """A refusal would be taken for the answer to the first request, so there is none."""
     request = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nwell"

@@ -32,6 +32,9 @@ _GRACE_SECONDS: Final = 1.0
 # A socket that is closed with unread bytes resets the connection, and the client loses the refusal: what it still sends is read first.
 _LINGER_SECONDS: Final = 1.0
 
+# What says where a body ends, and whether another request follows.
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding", b"connection"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
@@ -85,6 +88,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stage, self._deadline = _Stage.IDLE, math.inf
         self._head_bytes = 0
         self._is_draining = False
+        self._is_declining = False  # an upgrade, whose request is not over yet
         self._under_way: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
@@ -111,9 +115,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         self._unset_keepalive_if_required()
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # declined
+            self._parse(data)
         except httptools.HttpParserError:
             # uvicorn would also write a line into the log: whoever sends noise could fill a disk.
             self._refuse_request(Problem(400, "this is not a request in HTTP/1.1.", kind="malformed-request"))
@@ -126,12 +128,19 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begin to count."""
+        if self._is_declining:
+            self.url, self.headers = b"", []  # for what is parsed again; the request keeps its own
+            return
         self._head_bytes = 0
         self._enter(_Stage.HEAD, self._bounds.head_seconds)
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Cease to count; a connection that is to end says so in its answer."""
+        if self._is_declining:
+            self._is_declining = False
+            return
+        self._is_declining = self.parser.should_upgrade()
         super().on_headers_complete()
         self._enter(_Stage.BODY, self._bounds.body_seconds)
         if self._is_draining:
@@ -139,6 +148,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Wait for nothing more: it is the server's turn, unless it has answered already."""
+        if self._is_declining:
+            return
         if self.cycle.response_complete:  # uvicorn has stopped its timer, and would not start it again
             self._enter(_Stage.IDLE, _GRACE_SECONDS if self._is_draining else self._bounds.idle_seconds)
         else:
@@ -190,6 +201,27 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.abort()
         else:
             self.transport.close()
+
+    def _parse(self, data: bytes) -> None:
+        """
+        Parse what arrived, and decline upgrades.
+
+        httptools takes a request that asks for one to end with its headers: its body would be lost, or be the next request to us
+        and not to a proxy in front. So a fresh parser learns how long the body is, and goes on from there.
+        """
+        rest: bytes | memoryview = data
+        while True:
+            try:
+                self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = memoryview(rest)[upgrade.args[0] :]
+                framing = [b"%s: %s\r\n" % one for one in self.headers if one[0] in _FRAMING]
+                version = self.parser.get_http_version().encode()
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+                self.parser.feed_data(b"POST / HTTP/%s\r\n%s\r\n" % (version, b"".join(framing)))
+            else:
+                return
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 - as uvicorn has it
         self._under_way = cycle  # with requests behind it, uvicorn knows the last of them only
