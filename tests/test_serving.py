@@ -24,7 +24,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from feature_platform.api import WorkerError
-from feature_platform.api.protocol import Bounds
+from feature_platform.api.protocol import MAX_HEADERS, Bounds
 from feature_platform.api.server import Server, server_config
 from feature_platform.cli.processes import answers, free_port
 from feature_platform.dtypes import to_micros
@@ -435,6 +435,18 @@ def test_a_client_that_does_not_go_on_is_cut_off(sent: bytes, status: int) -> No
         good = connect()
         good.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\nconnection: close\r\n\r\nwell")
         assert read_all(good)[1].endswith(b"well")
+
+
+@pytest.mark.parametrize("end", [b"", b"\r\n"], ids=["unfinished", "whole"])
+def test_a_head_of_many_headers_is_refused(end: bytes) -> None:
+    """A header of four bytes takes over a hundred in memory, and a connection keeps those of its last request."""
+    with bounded(Bounds()) as (_, connect):
+        for number, status in ((MAX_HEADERS - 1, 200), (MAX_HEADERS + 1, 431)):
+            client = connect()
+            client.sendall(b"GET / HTTP/1.1\r\nconnection: close\r\n" + b"a:\r\n" * number + end)
+            if status == 200 and not end:
+                client.sendall(b"\r\n")
+            assert read_all(client)[0] == status
 
 
 @pytest.mark.parametrize(
