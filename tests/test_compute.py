@@ -35,6 +35,7 @@ from feature_platform import ON_UPDATE, Entity, Feature, FeatureStatus, FeatureS
 from feature_platform.errors import ContractError, QueryError, SourceNotFoundError, WindowError
 from feature_platform.offline.compute import compute_windows, verify_partition
 from feature_platform.offline.due import due_windows, requested_windows
+from feature_platform.offline.query import configure, to_micros_up
 from feature_platform.windows import Window
 
 PRESENT, NOT_FOUND = FeatureStatus.PRESENT, FeatureStatus.NOT_FOUND
@@ -577,3 +578,17 @@ def test_a_range_asks_for_the_windows_that_it_touches(start: Any, end: Any, firs
     """Closed windows that share an instant with the range."""
     windows = requested_windows(snapshot(COUNT), start, end, NOW)
     assert (windows[0].start if windows else None, len(windows)) == (first, count)
+
+
+ZONED = ["infinity", "-infinity", "0001-01-01", "1969-12-31 23:59:59.999999", "2026-03-29 01:30:00+01", "294247-01-10 04:00:54.775806"]
+
+
+def test_a_time_in_a_zone_is_read_as_its_cast() -> None:
+    """Without a calendar, which makes a cast three times as slow: infinity, NULL and the ends of time included."""
+    times = ", ".join(f"('{value}'::timestamptz)" for value in ZONED)
+    with duckdb.connect() as connection:
+        configure(connection)
+        connection.execute(f"create table times as select * from (values {times}, (null)) as t(moment)")
+        read = to_micros_up("moment", "TIMESTAMP WITH TIME ZONE")
+        differing = f"select count(*) from times where {read} is distinct from moment::timestamp"
+        assert connection.execute(differing).fetchone() == (0,)

@@ -195,23 +195,26 @@ def _condition(aggregate: Aggregate) -> str:
     return f"({aggregate.where}\n)" if aggregate.where else "true"
 
 
-def float_parts(value: str, place: int) -> tuple[list[str], list[str]]:
+def float_parts(value: str, place: int) -> tuple[str, str, list[str]]:
     """
-    Return SQL columns of the two whole numbers of a double, in two steps that each read the one before.
+    Return SQL columns of the two whole numbers of a double, in three steps that each read the one before.
 
     Args:
         value: Column with the double.
         place: Number in the names of the columns.
     """
     fits = f"isfinite({value}) and abs({value}) < {_LIMIT!r}"
-    high = f"case when {fits} then trunc({value} * {1 / _HIGH_UNIT!r}) end as __highest{place}"
-    low = f"({value} - __highest{place} * {_HIGH_UNIT!r}) * {1 / _LOW_UNIT!r}"
+    high, low = f"__highest{place}", f"__lowest{place}"
     is_whole = f"coalesce({low} = trunc({low}), false)"
-    return [high], [
-        f"case when {is_whole} then __highest{place}::{_WHOLE} else 0 end as __high{place}",
-        f"case when {is_whole} then ({low})::{_WHOLE} else 0 end as __low{place}",
-        f"({value} is not null and not {is_whole})::bigint as __inexact{place}",
-    ]
+    return (
+        f"case when {fits} then trunc({value} * {1 / _HIGH_UNIT!r}) end as {high}",
+        f"({value} - {high} * {_HIGH_UNIT!r}) * {1 / _LOW_UNIT!r} as {low}",
+        [
+            f"case when {is_whole} then {high}::{_WHOLE} else 0 end as __high{place}",
+            f"case when {is_whole} then {low}::{_WHOLE} else 0 end as __low{place}",
+            f"({value} is not null and not {is_whole})::bigint as __inexact{place}",
+        ],
+    )
 
 
 def _to_double(high: str, low: str) -> str:

@@ -306,12 +306,13 @@ class _Computation:
             ranges: The times of those that are read, apart from each other; the last range is up to the last end.
             late: Those from before the last range that became known after it are read, too.
         """
-        last = self.run[-1]
-        wanted = [(low, high, "true") for low, high in ranges]
+        known = self.run[-1].end
+        selects = [points.events(self.sources.rows(ranges, known=known))]
         if late is not None and self._view.sources[0].created_timestamp:
             seen = " or ".join(f"(__time >= {to_micros(low)} and __time < {to_micros(high)})" for low, high in ranges)
-            wanted.append((reads_from(self._view, self.run[0]), ranges[-1][0], f"__known > {late} and not ({seen})"))
-        return "\nunion all\n".join(points.events(self.sources.rows(low, high, known=last.end), only=only) for low, high, only in wanted)
+            before = self.sources.rows([(reads_from(self._view, self.run[0]), ranges[-1][0])], known=known)
+            selects.append(f"select * from ({points.events(before)}) where __known > {late} and not ({seen})")
+        return "\nunion all\n".join(selects)
 
     def _redo(self, redone: Redone) -> None:
         """Find the values of aggregates at the points among the events of their keys."""

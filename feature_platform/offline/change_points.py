@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["ChangePoints", "Ends"]
 
 _SLOTS: Final = "feature_platform__ends"
+_COMPARED: Final = 2
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Ends:
 
     def first_from(self, micros: str) -> str:
         """Return SQL for the first end that is not before a time; the first of all for earlier times, NULL after the last."""
+        if len(self.times) <= _COMPARED:
+            return f"case {' '.join(f'when {micros} <= {end} then {end}' for end in self.times)} end"
         slot = f"greatest(({micros} - {self.times[0] - self._step + 1}) // {self._step}, 0)"
         return f"list_extract(getvariable('{_SLOTS}'), {slot} + 1)"
 
@@ -110,13 +113,12 @@ class ChangePoints:
         """Return the condition that two rows are of one key."""
         return " and ".join(f"{left}.{key} = {right}.{key}" for key in self.keys) or "true"
 
-    def events(self, rows: str | None = None, *, only: str = "true") -> str:
+    def events(self, rows: str | None = None) -> str:
         """
-        Return the SELECT of events under our names.
+        Return the SELECT of events under our names; `__known` is the first instant at which a window's end can count the event.
 
         Args:
             rows: A SELECT of source rows; None for those that the source view shows.
-            only: A further condition over `__time` and `__known`, the first instant at which a window's end can count the event.
         """
         source = self.view.sources[0]
         columns = [
@@ -130,7 +132,7 @@ class ChangePoints:
         relevant = "true" if "true" in self.layout.conditions else " or ".join(self.layout.conditions)
         not_null = "".join(f"s.{quote(key)} is not null and " for key in self.view.entity.join_keys)
         shown = quote(source.name) if rows is None else f"({rows})"
-        return f"select * from (select {', '.join(columns)}\nfrom {shown} as s\nwhere {not_null}({relevant}))\nwhere {only}"
+        return f"select {', '.join(columns)}\nfrom {shown} as s\nwhere {not_null}({relevant})"
 
     def _read(self, column: int, value: str) -> str:
         """Return a column as the accumulators need it; a float that is wide enough for every step of its split."""
@@ -138,19 +140,26 @@ class ChangePoints:
             return f"{value}::double"
         return value
 
+    def _in_parts(self, events: str, *columns: str) -> str:
+        """Return the SELECT of the events known at the last end, with further columns and the whole numbers of floats."""
+        highs, lows, parts = [], [], list[str]()
+        for column in sorted({one.column for one in self.layout.accumulators if one.kind == "high" and one.column is not None}):
+            high, low, rest = float_parts(f"__value{column}", column)
+            highs.append(high)
+            lows.append(low)
+            parts += rest
+        select = f"select {', '.join(['*', *columns, *highs])} from ({events}) where __known <= {self.ends.times[-1]}"
+        if not parts:
+            return select
+        return f"select {', '.join(['*', *parts])} from (select {', '.join(['*', *lows])} from ({select}))"
+
     def _lifetimes(self, events: str) -> str:
         """Return the SELECT of events with the end at which each one enters and, for each length, leaves."""
-        highs, parts = [], []
-        for column in sorted({one.column for one in self.layout.accumulators if one.kind == "high" and one.column is not None}):
-            first, then = float_parts(f"__value{column}", column)
-            highs += first
-            parts += then
         leaves = [
             f"{self.ends.first_from(f'(__time + {length // MICROSECOND + 1})')} as __leave{index}"
             for index, length in enumerate(self.layout.windows)
         ]
-        inner = ", ".join(["*", f"{self.ends.first_from('__known')} as __enter", *leaves, *highs])
-        return f"select {', '.join(['*', *parts])} from (select {inner} from ({events}) where __known <= {self.ends.times[-1]})"
+        return self._in_parts(events, f"{self.ends.first_from('__known')} as __enter", *leaves)
 
     def deltas(self, events: str) -> str:
         """Return the SELECT of what enters and leaves at each end: our keys, `__end`, what each accumulator gains."""
@@ -161,22 +170,22 @@ class ChangePoints:
         return f"with __events as not materialized ({self._lifetimes(events)})\n" + grouped.format(self._comings_and_goings())
 
     def _gains(self, events: str) -> str:
-        """Return the SELECT of what each event changes at the only end, in one pass: it enters there, or leaves."""
-        enters, gains = f"e.__enter > {self.ends.after}", []
+        """Return the SELECT of what each event changes at the only end, in one pass: it enters a window there, or leaves it."""
+        after, end = self.ends.after, self.ends.times[-1]
+        signs, gains = [], []
+        for length in self.layout.windows:
+            leaves = f"__time + {length // MICROSECOND}"
+            entered = f"case when {leaves} >= {end} then 1 else 0 end"
+            left = f"case when {leaves} between {after} and {end - 1} then -1 else 0 end"
+            # Where nothing is built on, everything enters.
+            signs.append(f"case when __known > {after} then {entered} else {left} end" if len(self.ends.times) > 1 else entered)
         for one in self.layout.accumulators:
-            index, counts, value = self.layout.windows.index(one.window), f"e.__counts{one.condition}", one.contribution("e")
-            gains.append(
-                f"case when {counts} and {enters} and {self._inside(index)} then {value} "
-                f"when {counts} and not {enters} and e.__enter < e.__leave{index} then -({value}) else 0 end as {one.name}"
-            )
-        changes = [
-            f"({self._any_counts(length)} and case when {enters} then {self._inside(index)} else e.__enter < e.__leave{index} end)"
-            for index, length in enumerate(self.layout.windows)
-        ]
-        return (
-            f"select {self._listed('e.')}{self.ends.times[-1]}::bigint as __end, {', '.join(gains)}\n"
-            f"from ({self._lifetimes(events)}) as e\nwhere {' or '.join(changes)}"
-        )
+            sign, value = f"e.__sign{self.layout.windows.index(one.window)}", one.contribution("e")
+            gain = f"case {sign} when 1 then {value} when -1 then -({value}) else 0 end"
+            gains.append(f"case when e.__counts{one.condition} then {gain} else 0 end as {one.name}")
+        changes = [f"({self._any_counts(length)} and e.__sign{index} <> 0)" for index, length in enumerate(self.layout.windows)]
+        signed = self._in_parts(events, *(f"{sign} as __sign{index}" for index, sign in enumerate(signs)))
+        return f"select {self._listed('e.')}{end}::bigint as __end, {', '.join(gains)}\nfrom ({signed}) as e\nwhere {' or '.join(changes)}"
 
     def _comings_and_goings(self) -> str:
         """Return the SELECT of what each of `__events` changes at the ends where it enters and leaves."""

@@ -202,7 +202,7 @@ def _paths(view: FeatureView, store: OfflineStore) -> Sequence[Path]:
 
 
 def _until(path: Path) -> int:
-    return to_micros(datetime.strptime(path.stem + "+0000", f"{KEY_FORMAT}%z"))
+    return to_micros(datetime.fromisoformat(path.stem))
 
 
 def _read(path: Path) -> KeptState | None:

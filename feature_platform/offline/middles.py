@@ -64,7 +64,7 @@ def make_middle(writer: PartitionWriter, sources: SourceViews, redone: Redone, t
             if _stands_for(path) == stands_for:  # still: another run may have put in what it makes of other files
                 return
     sources.show(from_micros(min(block.low(one) for one in redone.shared)), start, known=start)
-    connection.execute(f"{create} {redone.middle(redone.points.events(only=f'__known <= {block.start}'))}")
+    connection.execute(f"{create} {redone.middle(f'select * from ({redone.points.events()}) where __known <= {block.start}')}")
     if not keep:
         return
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -101,7 +101,17 @@ def to_micros_up(column: str, duckdb_type: str) -> str:
     kind = duckdb_type.lower()
     if "_ns" in kind:
         return f"make_timestamp(epoch_ns({column}) // 1000 + (epoch_ns({column}) % 1000 > 0)::integer)"
-    return column if kind == "timestamp" else f"cast({column} as timestamp)"
+    return _in_utc(column, kind)
+
+
+def _in_utc(column: str, kind: str) -> str:
+    """Return SQL for a time column as TIMESTAMP in UTC, in a session of that zone."""
+    if kind == "timestamp":
+        return column
+    if kind == "timestamp with time zone":
+        # A cast asks the calendar about each row, at three times the cost; only of infinity has it more to say.
+        return f"coalesce(make_timestamp(epoch_us({column})), cast({column} as timestamp))"
+    return f"cast({column} as timestamp)"
 
 
 def floor_micros(column: str, duckdb_type: str) -> str:
@@ -111,7 +121,7 @@ def floor_micros(column: str, duckdb_type: str) -> str:
     One that no datetime reaches, infinity among them, is the nearest that one does: DuckDB has no microseconds of infinity, and
     no interval to add to the last of its own times.
     """
-    time = floored = f"cast({column} as timestamp)"
+    time = floored = _in_utc(column, duckdb_type.lower())
     if "_ns" in duckdb_type.lower():
         time = f"{column}::timestamptz::timestamp"  # rounded, and the one way for both of DuckDB's types of nanoseconds
         floored = f"make_timestamp(epoch_ns({column}) // 1000 - (epoch_ns({column}) % 1000 < 0)::integer)"

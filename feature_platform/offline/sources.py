@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["SourceViews", "source_views", "utc_naive", "whole_source"]
 
 _START, _END, _KNOWN = "feature_platform_start", "feature_platform_end", "feature_platform_known"
-_SHOWN = tuple(f"getvariable('{name}')" for name in (_START, _END, _KNOWN))
+_SHOWN = [(f"getvariable('{_START}')", f"getvariable('{_END}')")]
+_SHOWN_KNOWN = f"getvariable('{_KNOWN}')"
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,11 @@ class SourceViews:
                 self.connection.execute(f"create or replace temp view {quote(table.name)} as\n{table.select(read)}")
                 self._read[table.name] = read
 
-    def rows(self, start: datetime, end: datetime, *, known: datetime) -> str:
-        """Return the SELECT of what `show` would show of the only source of a view with a schedule: several fit into one statement."""
+    def rows(self, ranges: Sequence[tuple[datetime, datetime]], *, known: datetime) -> str:
+        """Return the SELECT of what `show` would show of some ranges of the only source of a view with a schedule, in one scan."""
         (table,) = self._tables
-        return table.select(table.files(start, end), tuple(timestamp(one) for one in (start, end, known + self.view.delay)))
+        files = dict.fromkeys(path for start, end in ranges for path in table.files(start, end))
+        return table.select(list(files), [(timestamp(start), timestamp(end)) for start, end in ranges], timestamp(known + self.view.delay))
 
     def newest(self) -> int | None:
         """Return the newest time among the rows shown, in UTC microseconds."""
@@ -136,7 +138,7 @@ class _Table:
         spans: The other files, by their earliest time, each with the least and greatest time of each row group.
         reach: The greatest time in each of those and all before it.
         columns: What is selected.
-        where: The rows that may be seen of a window that begins, ends and knows as three SQL expressions say.
+        where: The rows that may be seen of ranges that begin and end as SQL expressions say, and what is known there.
     """
 
     name: str
@@ -146,10 +148,10 @@ class _Table:
     spans: list[tuple[str, tuple[tuple[datetime, datetime], ...]]]
     reach: list[datetime]
     columns: str
-    where: Callable[[str, str, str], str]
+    where: Callable[[Sequence[tuple[str, str]], str], str]
 
-    def select(self, paths: Sequence[str], window: tuple[str, ...] = _SHOWN) -> str:
-        return _select(self.columns, paths) + self.where(*window)
+    def select(self, paths: Sequence[str], ranges: Sequence[tuple[str, str]] = _SHOWN, known: str = _SHOWN_KNOWN) -> str:
+        return _select(self.columns, paths) + self.where(ranges, known)
 
     def files(self, start: datetime, end: datetime) -> list[str]:
         """Return the files to open for `[start, end)`: each that may hold such a row, after one of each schema."""
@@ -210,7 +212,9 @@ def _columns(source: ParquetSource, types: Mapping[str, DuckDBPyType]) -> str:
     return f"* replace ({', '.join(replaced)})" if replaced else "*"
 
 
-def _conditions(view: FeatureView, source: ParquetSource, types: Mapping[str, DuckDBPyType], start: str, end: str, known: str) -> str:
+def _conditions(
+    view: FeatureView, source: ParquetSource, types: Mapping[str, DuckDBPyType], ranges: Sequence[tuple[str, str]], known: str
+) -> str:
     if source.timestamp is None or view.schedule is None:
         return ""
     column, kind = f"source.{quote(source.timestamp)}", str(types[source.timestamp])
@@ -218,11 +222,12 @@ def _conditions(view: FeatureView, source: ParquetSource, types: Mapping[str, Du
     # TIMESTAMP WITH TIME ZONE is compared as it is stored, so that Parquet's statistics still prune row groups.
     cast = "::timestamptz" if kind.lower() == "timestamp with time zone" else ""
     left = column if cast else exact
-    found = [f"{left} >= {start}{cast}", f"{left} < {end}{cast}"]
+    within = " or ".join(f"({left} >= {start}{cast} and {left} < {end}{cast})" for start, end in ranges)
+    found = f"\nwhere ({within})"
     if view.is_window_view and source.created_timestamp:
         created = to_micros_up(f"source.{quote(source.created_timestamp)}", str(types[source.created_timestamp]))
-        found.append(f"({created} is null or {created} <= {known})")
-    return "\nwhere " + "\nand ".join(found)
+        found += f"\nand ({created} is null or {created} <= {known})"
+    return found
 
 
 def utc_naive(window: Window) -> tuple[object, object]:

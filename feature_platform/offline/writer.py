@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Outcome", "PartitionReport", "PartitionWriter"]
 
 _CHANGES = "feature_platform__changes"
+_LEAST_ROW_GROUP, _MOST_ROW_GROUP = 16_384, 122_880
 
 Outcome: TypeAlias = Literal["written", "unchanged", "rejected"]
 
@@ -142,7 +143,8 @@ class PartitionWriter:
             )
             self.connection.execute(
                 f"copy (select * from ({rows}) order by {order}) to {literal(str(path))} "
-                f"(format parquet, compression zstd, kv_metadata {{{METADATA_KEY}: {literal(partition.to_json())}}})"
+                f"(format parquet, compression zstd, row_group_size {_row_group(counts[0])}, "
+                f"kv_metadata {{{METADATA_KEY}: {literal(partition.to_json())}}})"
             )
             written.append(partition)
 
@@ -190,3 +192,8 @@ class PartitionWriter:
             self.connection.execute(f"copy temp.{_CHANGES} to {literal(str(changes))} (format parquet)")
         self.connection.execute(f"drop table temp.{_CHANGES}")
         return differ
+
+
+def _row_group(rows: int) -> int:
+    """Return how many rows a file's groups hold: each is written, and read, by one thread, so a small file has four of them, too."""
+    return min(max(-(-rows // 4), _LEAST_ROW_GROUP), _MOST_ROW_GROUP)
