@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import duckdb
 import pyarrow as pa
@@ -103,6 +104,7 @@ class World:
     spare_ttl: timedelta | None
     is_known_late: bool
     upkeep: list[tuple[int, list[int]]] = field(default_factory=list)
+    is_large: bool = False
 
     @property
     def source(self) -> ParquetSource:
@@ -143,13 +145,17 @@ worlds = st.builds(
     spare_ttl=st.sampled_from([None, timedelta(0), 20 * MINUTE, 3 * HOUR]),
     is_known_late=st.booleans(),
     upkeep=upkeep(),
+    is_large=st.booleans(),
 )
 
 
 @contextlib.contextmanager
 def store_of(world: World, view: FeatureView) -> Iterator[FeatureStore]:
     """Open a store over the world's rows, written as two files, so that a source is more than one."""
-    with tempfile.TemporaryDirectory() as folder:
+    few = (
+        patch("feature_platform.offline.newest._FEW_ROWS", 0) if world.is_large else contextlib.nullcontext()
+    )  # newer rows are found first
+    with tempfile.TemporaryDirectory() as folder, few:
         source = Path(folder) / "source"
         source.mkdir()
         for index in (0, 1):

@@ -18,6 +18,7 @@ from offline_project import DAY, HOUR, MICROS, MINUTE, NOW, T0, history_view, in
 from feature_platform import Aggregate, Entity, Feature, FeatureStatus, FeatureStore, FeatureView, ParquetSource, Registry, Settings
 from feature_platform.errors import NotMaterializedError, OnlineStoreError
 from feature_platform.materialization import MaterializationReport
+from feature_platform.offline.newest import NewestRows
 from feature_platform.online.codec import ViewCodec
 from feature_platform.online.memory import MemoryOnlineStore
 from feature_platform.online.store import WriteCounts
@@ -384,6 +385,22 @@ def test_global_and_composite_keys_are_pushed(tmp_path: Path) -> None:
         rows = [{"a": "x,1", "b": 1}, {"a": "x", "b": 11}, {"a": "\\", "b": 0}, {"a": "x", "b": 1}]
         found = store.get_online_features(["pairs:value", "everyone:total"], rows, now=NOW).to_dict()
         assert (found["value"], found["total"]) == ([1, 2, 3, None], [9] * 4)
+
+
+@pytest.mark.parametrize("partitions", [10, 1])
+def test_newer_rows_are_found_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, partitions: int) -> None:
+    """Of a long history: only keys without a newer row are looked for in the older ones; one partition has no older ones."""
+    monkeypatch.setattr("feature_platform.offline.newest._FEW_ROWS", 0)
+    times = [T0 + hour * HOUR for hour in range(10)]
+    write(tmp_path, values(*((f"u{hour % 4}", at, hour) for hour, at in enumerate(times)), ("old", T0, -1)), "values")
+    view = history_view(schedule="@hourly" if partitions > 1 else None, start=T0 if partitions > 1 else None)
+    with store_of(tmp_path, view) as store:
+        store.compute(now=T0 + 10 * HOUR)
+        assert len(store.offline.partitions(view)) == partitions
+        sql = NewestRows.at(view, store.offline, NOW).rows().sql or ""
+        assert ("__newer" in sql) == (partitions > 1)
+        found = duckdb.execute(f"select user_id, value from ({sql}) order by all").fetchall()
+        assert found == [("old", -1), ("u0", 8), ("u1", 9), ("u2", 6), ("u3", 7)]
 
 
 def test_progress_is_told(tmp_path: Path) -> None:

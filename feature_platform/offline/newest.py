@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from feature_platform.dtypes import MICROSECOND, to_micros
 from feature_platform.model import FeatureView
 from feature_platform.offline.history import History, history_of
 from feature_platform.offline.kept_states import KeptState, newest_state, visible_at, winners
-from feature_platform.offline.query import first_row, parquet, quote_all
+from feature_platform.offline.query import first_row, parquet, quote, quote_all
 from feature_platform.offline.store import OfflineStore, Partition, Summary
 from feature_platform.windows import utc
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     import duckdb
 
 __all__ = ["NewestRows", "Seen"]
+
+_FEW_ROWS: Final = 1_000_000
+_NEWER_SHARE: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,14 +116,42 @@ class NewestRows:
             keys: A table of join keys: only theirs.
             part: Which of how many parts, each with about as many keys: only its keys.
         """
-        history = self._history(list(self.view.feature_by_name))
+        features = list(self.view.feature_by_name)
+        history = self._history(features)
         if history.sql is None:
             return history
         visible = "true" if self.view.is_window_view else visible_at(self.view, self.now)
         only = f" semi join {keys} using ({quote_all(self.view.entity.join_keys)})" if keys else ""
         if part is not None:
             visible += f" and hash({quote_all(self.view.entity.join_keys)}) % {part[1]} = {part[0]}"
-        return History(winners(self.view, f"select * from ({history.sql}){only} where {visible}"), history.partial)
+
+        def seen(rows: str | None) -> str:
+            return f"select * from ({rows}){only} where {visible}"
+
+        start = None if history.partial else self._begin_newer()
+        if start is None:
+            return History(winners(self.view, seen(history.sql)), history.partial)
+        # Whoever has a newer row needs no look at the older ones: those of a few keys remain, and little is held.
+        newer = history_of(self.view, self.store, self.partitions[start:], features).sql
+        older = history_of(self.view, self.store, self.partitions[:start], features, self.state).sql
+        same = " and ".join(f"o.{quote(key)} = n.{quote(key)}" for key in self.view.entity.join_keys)
+        rest = winners(self.view, f"select o.* from ({seen(older)}) as o anti join __newer as n on {same}")
+        newest = f"with __newer as ({winners(self.view, seen(newer))})\nselect * from __newer\nunion all by name\nselect * from ({rest})"
+        return History(newest, history.partial)
+
+    def _begin_newer(self) -> int | None:
+        """Return the first of the partitions whose rows, a small part of many, are newer than all rows before; None if there is none."""
+        rows = [one.rows for one in self.partitions]
+        every = sum(rows) + (self.state.rows if self.state else 0)
+        start = len(rows)
+        while start and sum(rows[start:]) * _NEWER_SHARE < every:
+            start -= 1
+        before = [one.max_event_timestamp for one in self.partitions[:start] if one.max_event_timestamp is not None]
+        if self.state is not None:  # of an event view, it ends before
+            before.append(self.state.until if self.view.is_window_view else self.state.until - 1)
+        after = [one.min_event_timestamp for one in self.partitions[start:] if one.min_event_timestamp is not None]
+        is_split = every > _FEW_ROWS and before and after and max(before) < min(after)
+        return start if is_split and self.view.entity.join_keys else None
 
     def estimated_keys(self, connection: duckdb.DuckDBPyConnection, *, unless_rows: int) -> int:
         """Return about how many keys there are; where there are no more rows than `unless_rows`, the number of rows."""
