@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["ChangePoints", "Ends"]
 
 _SLOTS: Final = "feature_platform__ends"
-_COMPARED: Final = 2
+_COMPARED: Final = 2  # ends: so few are compared one by one
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ class Ends:
         return gcd(*(after - before for before, after in pairwise(self.times))) or 1
 
     def register(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Let `first_after` find them."""
+        """Let `first_from` find them."""
+        if len(self.times) <= _COMPARED:
+            return
         slots: list[int] = []
         for end in self.times:
             slots += [end] * ((end - self.times[0]) // self._step + 1 - len(slots))

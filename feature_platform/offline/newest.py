@@ -141,11 +141,11 @@ class NewestRows:
 
     def _begin_newer(self) -> int | None:
         """Return the first of the partitions whose rows, a small part of many, are newer than all rows before; None if there is none."""
-        rows = [one.rows for one in self.partitions]
-        every = sum(rows) + (self.state.rows if self.state else 0)
-        start = len(rows)
-        while start and sum(rows[start:]) * _NEWER_SHARE < every:
+        every = sum(one.rows for one in self.partitions) + (self.state.rows if self.state else 0)
+        start, newer = len(self.partitions), 0
+        while start and newer * _NEWER_SHARE < every:
             start -= 1
+            newer += self.partitions[start].rows
         before = [one.max_event_timestamp for one in self.partitions[:start] if one.max_event_timestamp is not None]
         if self.state is not None:  # of an event view, it ends before
             before.append(self.state.until if self.view.is_window_view else self.state.until - 1)
