@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from feature_platform.dtypes import MICROSECOND, to_micros
@@ -92,6 +93,11 @@ class NewestRows:
         found = [one for one in store.partitions(view, after=after, before=utc(now)) if one.end <= limit]
         return cls(view, store, utc(now), generation, summary, summary.newest_full, state, found)
 
+    @cached_property
+    def _rows(self) -> int:
+        """How many rows may count, those of the state among them."""
+        return sum(one.rows for one in self.partitions) + (self.state.rows if self.state else 0)
+
     @property
     def seen(self) -> Seen:
         """What the next look goes on from."""
@@ -141,24 +147,22 @@ class NewestRows:
 
     def _begin_newer(self) -> int | None:
         """Return the first of the partitions whose rows, a small part of many, are newer than all rows before; None if there is none."""
-        every = sum(one.rows for one in self.partitions) + (self.state.rows if self.state else 0)
         start, newer = len(self.partitions), 0
-        while start and newer * _NEWER_SHARE < every:
+        while start and newer * _NEWER_SHARE < self._rows:
             start -= 1
             newer += self.partitions[start].rows
         before = [one.max_event_timestamp for one in self.partitions[:start] if one.max_event_timestamp is not None]
         if self.state is not None:  # of an event view, it ends before
             before.append(self.state.until if self.view.is_window_view else self.state.until - 1)
         after = [one.min_event_timestamp for one in self.partitions[start:] if one.min_event_timestamp is not None]
-        is_split = every > _FEW_ROWS and before and after and max(before) < min(after)
+        is_split = self._rows > _FEW_ROWS and before and after and max(before) < min(after)
         return start if is_split and self.view.entity.join_keys else None
 
     def estimated_keys(self, connection: duckdb.DuckDBPyConnection, *, unless_rows: int) -> int:
         """Return about how many keys there are; where there are no more rows than `unless_rows`, the number of rows."""
-        rows = sum(one.rows for one in self.partitions) + (self.state.rows if self.state else 0)
         history, keys = self._history([]).sql, quote_all(self.view.entity.join_keys)
-        if rows <= unless_rows or history is None or not keys:
-            return rows
+        if self._rows <= unless_rows or history is None or not keys:
+            return self._rows
         found: int = first_row(connection, f"select approx_count_distinct(hash({keys})) from ({history})")[0]
         return found
 
