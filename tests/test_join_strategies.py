@@ -1,4 +1,4 @@
-"""The ways to run a join: by slices of the ttl, of few keys, in buckets, from a kept state. Whichever it is, the answers are one."""
+"""The ways to run a join: by slices of the ttl, of few keys, in ranges of keys, in buckets, from a kept state. Whichever it is, the answers are one."""
 
 # ruff: noqa: E501 - a world, or an expectation, in one line each
 
@@ -24,7 +24,7 @@ from opened_files import opened_files
 
 from feature_platform import Aggregate, Entity, Feature, FeatureStore, FeatureView, ParquetSource
 from feature_platform.errors import EntityRowsError, NameClashError, RegistryError
-from feature_platform.offline import asof, buckets, explanation
+from feature_platform.offline import asof, buckets, explanation, partition
 from feature_platform.offline.buckets import Buckets, join_bucket, shuffle
 from feature_platform.offline.join_plan import plan_views
 from feature_platform.offline.question import Question
@@ -121,6 +121,14 @@ def on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explanation, "_SPILLED", 1e30)
 
 
+def in_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every join that sorts go in up to nine ranges of keys."""
+    monkeypatch.setattr(explanation, "ROW_GROUP", 1)
+    monkeypatch.setattr(explanation, "_RANGE_BYTES", 100)
+    monkeypatch.setattr(explanation, "_GROUPS_A_RANGE", 5)
+    monkeypatch.setattr(asof, "_BOUNDS_PERCENT", 100)
+
+
 def of_few_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every join look for its keys first."""
     monkeypatch.setattr(asof, "_LARGE_ROWS", 0)
@@ -147,7 +155,7 @@ def store(tmp_path: Path) -> FeatureStore:
     return store
 
 
-@pytest.mark.parametrize("force", [in_buckets, on_disk, of_few_keys, given_up], ids=lambda force: force.__name__)
+@pytest.mark.parametrize("force", [in_buckets, in_ranges, on_disk, of_few_keys, given_up], ids=lambda force: force.__name__)
 @pytest.mark.parametrize("rows", [0, 1, 40, 300])
 @pytest.mark.parametrize("options", [{}, {"statuses": True}, {"as_of": "latest"}], ids=["plain", "statuses", "latest"])
 def test_every_way_gives_the_same_answers(
@@ -204,6 +212,37 @@ def test_a_hot_key_is_given_up_on(tmp_path: Path) -> None:
         store.compute(now=NOW)
         times = [T0 + timedelta(milliseconds=number) for number in range(0, rows, 60)]
         assert store.get_historical_features(asked(times), ["value"]).to_arrow()["value"].to_pylist() == list(range(0, rows, 60))
+
+
+def test_a_range_of_keys_reads_its_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And those where the next one begins, for both; the answers are those of one piece. A file of few row groups is not cut."""
+    rows, times, every = 4 * partition.ROW_GROUP, 16, range(0, 4 * partition.ROW_GROUP, 97)
+    at = pa.array([T0 + timedelta(seconds=number % times) for number in range(rows)], MICROS)
+    users = pa.array([f"u{number // times:06}" for number in range(rows)])
+    columns = {"user_id": users, "event_timestamp": at, "value": pa.array(range(rows)), "zero": pa.array([0.5] * rows)}
+    write(tmp_path, pa.table(columns), "values")
+    with store_of(tmp_path, values_view(delay=timedelta(0), ttl=None)) as store:
+        store.compute(now=NOW)
+        joined = store.get_historical_features(
+            asked(at.take(pa.array(every)).to_pylist(), users.take(pa.array(every)).to_pylist()), ["value"]
+        )
+        monkeypatch.setattr(explanation, "_RANGE_BYTES", 1)
+        assert joined.explain().views[0].ranges == 2
+        assert "in 2 ranges of the keys" in str(joined.explain())
+        seen = list[int]()
+        assert joined.to_arrow(progress=lambda _, done, __: seen.append(done))["value"].to_pylist() == list(every)
+        assert seen == [0, 1]
+        monkeypatch.setattr(explanation, "_GROUPS_A_RANGE", 5)
+        assert joined.explain().views[0].ranges == 1
+        assert joined.to_arrow()["value"].to_pylist() == list(every)
+        (plan,) = plan_views(store.offline, Question(tuple(store.registry.resolve(["value"]))), (0, 2 * 10**15))
+        assert plan.history is not None
+        with store._connect() as connection:
+            ranges = list(asof._key_ranges(connection, plan, plan.history, "spine", 2))
+            read = [connection.execute(f"explain (analyze, format json) {its}", values).fetchall()[0][1] for its, _, values in ranges]
+        groups = [json.loads(one)["query"]["total_row_groups_scanned"] for one in read]
+        assert len(groups) == 2
+        assert sum(groups) <= 4 + 1
 
 
 def test_a_bucket_is_joined_in_another_process(store: FeatureStore, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from offline_project import DAY, HOUR, MICROS, MINUTE, NOW, T0, answers, asked, 
 
 from feature_platform import Aggregate, Entity, Feature, FeatureService, FeatureStatus, FeatureStore, FeatureView, ParquetSource
 from feature_platform.errors import EntityRowsError, NameClashError, RegistryError
-from feature_platform.offline.asof import view_sql
+from feature_platform.offline.asof import view_parts
 from feature_platform.offline.join_plan import plan_views
 from feature_platform.offline.question import Question, load_spine
 
@@ -585,7 +585,7 @@ def test_no_nested_loop_is_planned(tmp_path: Path, rows: int) -> None:
         question = Question(tuple(store.registry.resolve(["values:value"])))
         spine = load_spine(connection, connection.from_arrow(asked([NOW] * rows)), question.join_keys, given="test")
         (planned,) = plan_views(store.offline, question, (0, 2 * 10**15))
-        sql = view_sql(connection, planned, spine, f"{spine}_0", rows)
+        ((sql, _),) = view_parts(connection, planned, spine, f"{spine}_0", rows)
         plan = str(connection.execute(f"explain {sql}").fetchall())
         assert "Asof Join" in plan
         connection.execute("reset asof_loop_join_threshold")

@@ -249,6 +249,7 @@ def _explained(explained: JoinExplanation, root: Path) -> dict[str, object]:
                 "bytes": view.bytes,
                 "partitions": view.partitions,
                 "skipped": view.skipped,
+                "ranges": view.ranges,
                 "state": view.state,
                 "window": {"start": iso(view.start), "end": iso(view.end)},
             }

@@ -225,7 +225,7 @@ class HistoricalFeatures:
             if planned.spills:
                 connection.execute("set memory_limit = ?", [planned.step_limit])
             if planned.buckets == 1:
-                joined = join_views(connection, plans, spine, progress=progress)
+                joined = join_views(connection, plans, spine, ranges=[view.ranges for view in planned.views], progress=progress)
                 selects: Iterable[str] = [f"select * exclude ({ROW}) from ({joined}) order by {ROW}"]
             else:
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="feature_platform_"))

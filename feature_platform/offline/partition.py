@@ -17,7 +17,7 @@ from feature_platform.dtypes import from_micros
 from feature_platform.model import FeatureView
 from feature_platform.windows import Window
 
-__all__ = ["METADATA_KEY", "SEVERAL_KEY", "TOMBSTONE", "WINDOW_START", "Partition", "shape_of"]
+__all__ = ["METADATA_KEY", "ROW_GROUP", "SEVERAL_KEY", "TOMBSTONE", "WINDOW_START", "Partition", "shape_of"]
 
 METADATA_KEY: Final = "feature_platform"
 SEVERAL_KEY: Final = "feature_platform_partitions"
@@ -26,6 +26,8 @@ WINDOW_START: Final = "__window"
 """Column of compacted files: the start of the row's window."""
 TOMBSTONE: Final = "__tombstone"
 """Column of aggregate views' files: the key has no state from this row on."""
+ROW_GROUP: Final = 122_880
+"""Rows of a row group, at most: DuckDB's own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from feature_platform.model import FeatureView, ViewKind
 from feature_platform.offline.contract import time_columns
 from feature_platform.offline.gate import ExpectationFailure, failed_expectations
 from feature_platform.offline.history import partition_rows
+from feature_platform.offline.partition import ROW_GROUP
 from feature_platform.offline.query import first_row, literal, parquet, quote, quote_all
 from feature_platform.offline.store import METADATA_KEY, TOMBSTONE, Attempt, OfflineStore, Partition
 from feature_platform.windows import Window
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Outcome", "PartitionReport", "PartitionWriter"]
 
 _CHANGES = "feature_platform__changes"
-_LEAST_ROW_GROUP, _MOST_ROW_GROUP = 16_384, 122_880
+_LEAST_ROW_GROUP = 16_384
 
 Outcome: TypeAlias = Literal["written", "unchanged", "rejected"]
 
@@ -196,4 +197,4 @@ class PartitionWriter:
 
 def _row_group(rows: int) -> int:
     """Return how many rows a file's groups hold: each is written, and read, by one thread, so a small file has four of them, too."""
-    return min(max(-(-rows // 4), _LEAST_ROW_GROUP), _MOST_ROW_GROUP)
+    return min(max(-(-rows // 4), _LEAST_ROW_GROUP), ROW_GROUP)
