@@ -78,7 +78,9 @@ def run(context: Context, tally: Tally) -> None:
     """Measure all cases of the size wanted."""
     events = context.of_size(tiny=3000, quick=1_000_000, full=10_000_000)
     windows = context.of_size(tiny=3, quick=30, full=30)
-    for case in (snapshot(events, windows), _event(events, windows), _wide(events)):
+    large = context.of_size(tiny=3000, quick=5_000_000, full=50_000_000)
+    bounded = replace(_event(large, 1), memory=context.of_size(tiny="1GB", quick="200MB", full="1GB"), peers=frozenset({"duckdb"}))
+    for case in (snapshot(events, windows), _event(events, windows), bounded, _wide(events)):
         measure_compute(context, tally, case, runs=context.of_size(tiny=1, quick=3, full=3))
 
 

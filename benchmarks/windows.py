@@ -105,7 +105,10 @@ def run(context: Context, tally: Tally) -> None:
         _measure_hour(context, tally, f"one hour {of}", events, root, base)
         _measure_hours(context, tally, f"{hours[events]} hours {of}", events, root, base, hours=hours[events], sampled=sampled)
     base, every = _ensure_predecessors(totals, root), hours[totals]
-    subjects = [_ours(replace(totals, memory="1GB"), root, base, hours=every, of=every, step=every, checked=sampled)]
+    whole: dict[str, Any] = {"hours": every, "of": every, "step": every, "checked": sampled}
+    subjects = [_ours(replace(totals, memory="1GB"), root, base, **whole)]
+    if context.limits:
+        subjects.append(_ours(totals, root, base, name="unbounded", **whole))
     measure(context, tally, f"{every} hours {size} memory=1GB", subjects, runs=1)
 
 

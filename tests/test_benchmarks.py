@@ -55,7 +55,7 @@ SUBJECTS = {
         "4 hours 20k events": {REFERENCE, "raw", "per_partition"},
         "one hour 20k events, extremes and sets": {REFERENCE, "from_nothing", "raw"},
         "4 hours 20k events, extremes and sets": {REFERENCE, "raw", "per_partition"},
-        "4 hours 20k events memory=1GB": {REFERENCE},
+        "4 hours 20k events memory=1GB": {REFERENCE, "unbounded"},
     },
     "newest": {
         "2k rows 40 keys": {REFERENCE, "scan", "arg_max"},
@@ -64,6 +64,7 @@ SUBJECTS = {
     "compute": {
         "snapshot 3 days 3k events": {REFERENCE, "duckdb", "polars", "pandas"},
         "event 3 days 3k events": {REFERENCE, "duckdb", "polars", "pandas"},
+        "event 1 day 3k events memory=1GB": {REFERENCE, "duckdb", "unbounded"},
         "wide 50 features 1 day 3k events memory=1GB": {REFERENCE, "duckdb", "unbounded"},
     },
     "materialize": {"2k keys x 3 features": {REFERENCE, "redis_cli_pipe"}},

@@ -115,7 +115,7 @@ def _run(
                 )
                 computation.compute(has_middle=block == before)
                 newest, dropped = computation.read_by_end(latest)
-                rows, latest = first_row(connection, f"select count(*) from temp.{RESULT}")[0], newest[-1]
+                latest = newest[-1]
             seconds = (time.perf_counter() - started) / len(some)
             for index, window in enumerate(some):
                 full = not chain and done == 0
@@ -129,10 +129,11 @@ def _run(
                 done += 1
                 if report.outcome == "rejected":
                     return done, True
-            wanted = min(_MORE_WINDOWS * len(some), max(1, _RESULT_BYTES // layout.row_bytes * len(some) // max(1, rows)))
+            if done < len(run):
+                rows = first_row(connection, f"select count(*) from temp.{RESULT}")[0]
+                wanted = min(_MORE_WINDOWS * len(some), max(1, _RESULT_BYTES // layout.row_bytes * len(some) // max(1, rows)))
     finally:
-        for table in _TABLES:
-            connection.execute(f"drop table if exists {table}")
+        connection.execute("; ".join(f"drop table if exists {table}" for table in _TABLES))
     return done, False
 
 
@@ -353,12 +354,11 @@ class _Computation:
         if self._is_built_on and source.created_timestamp:
             spans.append((oldest, first.start))
         newest, dropped = dict[int, int](), dict[int, int]()
-        for low, high in spans:
-            self.sources.show(low, high, known=last.end)
+        for span in spans:
             rows = self._connection.execute(
                 f"select {points.ends.first_from(known)}, {points.ends.first_from(f'({at} + 1)')}, "
                 f"max({at}) filter (where {entered}), count(*) filter (where ({lacks}) and {at} >= {to_micros(first.start)}) "
-                f"from {quote(source.name)} as s group by 1, 2"
+                f"from ({self.sources.rows([span], known=last.end)}) as s group by 1, 2"
             ).fetchall()
             for enter, own, at_most, lacking in rows:
                 if at_most is not None:

@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import secrets
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import duckdb
 import pyarrow as pa
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from feature_platform.windows import Window
 
 __all__ = ["query_windows"]
-
-_RETURNED: Final = "feature_platform__returned"
 
 
 def query_windows(writer: PartitionWriter, sources: SourceViews, windows: Sequence[Window]) -> Iterator[PartitionReport]:
@@ -74,14 +72,15 @@ def _run(connection: duckdb.DuckDBPyConnection, view: FeatureView, window: Windo
     else:
         columns.append(f"{timestamp(window.end)} as event_timestamp")
     columns += [f"{_cast(quote(name), types[name], feature.type)} as {quote(name)}" for name, feature in view.feature_by_name.items()]
-    present = " and ".join(f"{quote(name)} is not null" for name in needed) or "true"
-    connection.execute(f"create or replace temp table {_RETURNED} as select {', '.join(columns)} from ({sql}\n)", parameters)
     own = "true"
     if view.kind is ViewKind.EVENT and view.schedule is not None and view.lookback is not None:
         own = f"coalesce(event_timestamp >= {timestamp(window.start)}, true)"
-    connection.execute(f"create or replace temp table {RESULT} as select * from temp.{_RETURNED} where {present} and {own}")
-    dropped: int = first_row(connection, f"select count(*) from temp.{_RETURNED} where not ({present}) and {own}")[0]
-    connection.execute(f"drop table temp.{_RETURNED}")
+    returned = f"select {', '.join(columns)} from ({sql}\n)"
+    connection.execute(f"create or replace temp table {RESULT} as select * from ({returned}) where {own}", parameters)
+    lacking = " or ".join(f"{quote(name)} is null" for name in needed) or "false"
+    dropped: int = first_row(connection, f"select count(*) from temp.{RESULT} where {lacking}")[0]
+    if dropped:
+        connection.execute(f"delete from temp.{RESULT} where {lacking}")
     return dropped
 
 
