@@ -295,7 +295,7 @@ class FeatureStore:
         # Among the missing is what was rejected, and has other files, another query or other expectations now.
         if not changed:
             return sorted({*due_windows(view, self.offline, now), *pending.missing})
-        again = [window for window in pending.missing if self.offline.attempt(view, window)]
+        again = [window for window in pending.missing if self.offline.attempts.get(view, window)]
         return sorted({*pending.late, *pending.waiting, *again} & set(asked))
 
     def _materialize(

@@ -203,8 +203,8 @@ def test_what_was_rejected_waits_until_something_changes(tmp_path: Path) -> None
     with store_of(tmp_path, view) as store:
         (report,) = store.compute(end=T0 + HOUR, now=NOW)
         assert report.outcome == "written"
-        assert not store.offline.rejected_path(view, report.window).exists()
-        assert store.offline.attempts(view) == {}
+        assert not store.offline.attempts.rejected_path(view, report.window).exists()
+        assert store.offline.attempts.of(view) == {}
     assert look(view) == (0, 0)
 
 

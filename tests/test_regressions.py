@@ -32,10 +32,10 @@ from feature_platform import (
     between,
 )
 from feature_platform.errors import ExpectationError
+from feature_platform.offline.attempts import Attempt, Attempts
 from feature_platform.offline.card import read_card
 from feature_platform.offline.due import Pending, pending_windows
 from feature_platform.offline.inputs import source_files
-from feature_platform.offline.store import Attempt, OfflineStore
 from feature_platform.online.codec import ViewCodec
 from feature_platform.online.memory import MemoryOnlineStore
 from feature_platform.orchestration import feature_key, online_key
@@ -286,16 +286,16 @@ def counted(watches: duckdb.DuckDBPyRelation) -> pa.Table:
     return rows
 
 
-class Overtaken(OfflineStore):
-    """A store whose process is overtaken by another one between finding a window unchanged and saying so."""
+class Overtaken(Attempts):
+    """Attempts of a store whose process is overtaken by another one between finding a window unchanged and saying so."""
 
     other: threading.Thread
 
-    def write_attempt(self, view: FeatureView, window: Window, attempt: Attempt) -> None:
+    def keep(self, view: FeatureView, window: Window, attempt: Attempt) -> None:
         """Let the other process write first, if nothing holds it up."""
         MAY_WRITE.set()
         self.other.join(1)
-        super().write_attempt(view, window, attempt)
+        super().keep(view, window, attempt)
 
 
 def test_a_window_found_unchanged_says_so_of_the_file_that_it_was_compared_with(tmp_path: Path) -> None:
@@ -312,8 +312,8 @@ def test_a_window_found_unchanged_says_so_of_the_file_that_it_was_compared_with(
         slow.start()
         assert HAS_READ.wait(60)
         put(tmp_path, "base", ("ann", T0 + MINUTE))
-        store.offline = Overtaken(store.offline.root)
-        store.offline.other = slow
+        store.offline.attempts = Overtaken(store.offline.root)
+        store.offline.attempts.other = slow
         (report,) = store.compute(start=T0, end=now, now=now)
         assert report.outcome == "unchanged"
         slow.join(60)

@@ -149,7 +149,7 @@ def predecessors(writer: PartitionWriter, sources: SourceViews, layout: Layout, 
         return []
     reach = to_micros(window.start - max(one.window for one in aggregates_of(view)))
     stored = {one.window: one for one in store.partitions(view, after=reach, before=window.start)}
-    attempts = store.attempts(view)
+    attempts = store.attempts.of(view)
     chain: list[Partition] = []
     before = grid.before(window)
     while before is not None and to_micros(before.end) > reach:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from feature_platform.dtypes import to_micros
 from feature_platform.model import ON_UPDATE, FeatureView
+from feature_platform.offline.attempts import Attempt
 from feature_platform.offline.inputs import SourceFile, fingerprints
-from feature_platform.offline.store import Attempt, OfflineStore, Partition
+from feature_platform.offline.store import OfflineStore, Partition
 from feature_platform.windows import WHOLE, Window, grid_of, utc
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def pending_windows(view: FeatureView, store: OfflineStore, files: Sequence[Sour
         now: Windows that are not closed then are left out; the open day of an ON_UPDATE view is in.
     """
     windows = _closed(view, now)
-    present, attempts = _present(view, store, windows), store.attempts(view)
+    present, attempts = _present(view, store, windows), store.attempts.of(view)
     current = fingerprints(view, files, windows, now)
     found = Pending([], [], [], [], [])
     for window in windows:
@@ -106,7 +107,7 @@ def _is_done(view: FeatureView, store: OfflineStore, window: Window) -> bool:
     partition = store.partition(view, window)
     if partition is None:
         return False
-    return view.schedule != ON_UPDATE or _computed_at(partition, store.attempt(view, window)) >= to_micros(window.end)
+    return view.schedule != ON_UPDATE or _computed_at(partition, store.attempts.get(view, window)) >= to_micros(window.end)
 
 
 def _computed_at(partition: Partition, attempt: Attempt | None) -> int:

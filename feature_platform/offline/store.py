@@ -2,62 +2,40 @@
 The files of the offline store: where a partition lies, what exists, and how one is replaced.
 
 One Parquet file per view and window; its footer says what it is. A view's generation is raised with every write. Beside
-the files, in folders that no reader of history opens: what was rejected, what the last computation of a window found where
-it left the file alone, and which keys a replacement changed. Knows paths, locks and footers. Knows nothing of how rows are
-computed or joined.
+the files, in a folder that no reader of history opens: which keys a replacement changed. Knows paths, locks and footers. Knows
+nothing of how rows are computed or joined, and of attempts only that a write ends one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import secrets
 import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from feature_platform.dtypes import to_micros
 from feature_platform.model import FeatureView
+from feature_platform.offline.attempts import Attempts, sync
 from feature_platform.offline.catalog import COMPACTED, Catalog
 from feature_platform.offline.partition import METADATA_KEY, TOMBSTONE, Partition, shape_of
 from feature_platform.offline.source_footers import SourceFooters
 from feature_platform.windows import Window, utc
 
-__all__ = ["METADATA_KEY", "TOMBSTONE", "Attempt", "OfflineStore", "Partition", "Summary"]
+if TYPE_CHECKING:
+    from feature_platform.offline.attempts import Attempt
+
+__all__ = ["METADATA_KEY", "TOMBSTONE", "OfflineStore", "Partition", "Summary"]
 
 _CHANGES_KEPT_SECONDS = 7 * 86_400
 _LEAST, _GREATEST = -(2**63), 2**63 - 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attempt:
-    """
-    What the last computation of a window found, where it left the window's file alone.
-
-    Attributes:
-        outcome: "unchanged", the same rows as are there; or "rejected", rows that break an expectation.
-        inputs: Fingerprint of the source files that it read.
-        definition: Definition hash of the view.
-        expectations: What was expected, as text.
-        computed_at: UTC microseconds.
-        run_id: Of Dagster.
-        problems: Why it was rejected.
-    """
-
-    outcome: Literal["unchanged", "rejected"]
-    inputs: str | None
-    definition: str
-    expectations: str
-    computed_at: int
-    run_id: str | None = None
-    problems: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +68,15 @@ class OfflineStore:
 
     Args:
         root: Holds one folder a view; made when first written.
+
+    Attributes:
+        attempts: What computations found that wrote no file.
+        source_footers: What is known of the sources' files.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
+        self.attempts = Attempts(self.root)
         self.source_footers = SourceFooters(self.root / "_catalog" / "_sources.sqlite")
         self._catalogs: dict[str, Catalog] = {}
         self._opening = threading.Lock()
@@ -265,21 +248,20 @@ class OfflineStore:
                 if current is not None:
                     changes.parent.mkdir(exist_ok=True)
                     if not differ(temporary, current, changes):
-                        self.write_attempt(view, window, unchanged)
+                        self.attempts.keep(view, window, unchanged)
                         return False
-                    _sync(changes)
+                    sync(changes)
                     changes.replace(self._changes(view) / f"{generation}.parquet")
-                _sync(temporary)
+                sync(temporary)
                 self._write_generation(view, generation)
                 # First what spoke of the file that goes: without it, that one is looked at again, whatever happens now.
-                self._attempt_path(view, window).unlink(missing_ok=True)
-                self.rejected_path(view, window).unlink(missing_ok=True)
+                self.attempts.forget(view, window)
                 temporary.replace(self.path(view, window))
                 catalog.put(self.path(view, window))
             finally:
                 temporary.unlink(missing_ok=True)
                 changes.unlink(missing_ok=True)
-            _sync(folder)
+            sync(folder)
         return True
 
     def merge(self, view: FeatureView, day: str, partitions: Sequence[Partition], write: Callable[[Path], None]) -> bool:
@@ -307,12 +289,12 @@ class OfflineStore:
             temporary = self._unfinished(view) / f".{path.stem}.{secrets.token_hex(4)}.tmp"
             try:
                 write(temporary)
-                _sync(temporary)
+                sync(temporary)
                 temporary.replace(path)
                 catalog.put(path)
             finally:
                 temporary.unlink(missing_ok=True)
-            _sync(path.parent)
+            sync(path.parent)
         return True
 
     def delete_superseded(self, view: FeatureView, *, before: float) -> int:
@@ -325,46 +307,6 @@ class OfflineStore:
                 (self.folder(view) / name).unlink(missing_ok=True)
                 deleted += 1
         return deleted
-
-    def reject(self, view: FeatureView, window: Window, write: Callable[[Path, int], None]) -> Path:
-        """Keep rows that break an expectation where no reader of history looks, and return where."""
-        path = self.rejected_path(view, window)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{window.key}.{secrets.token_hex(4)}.tmp")
-        try:
-            write(temporary, 0)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return path
-
-    def rejected_path(self, view: FeatureView, window: Window) -> Path:
-        """Return where the rows lie that a window's last computation was rejected for."""
-        return self.folder(view) / "_rejected" / f"{window.key}.parquet"
-
-    def attempts(self, view: FeatureView) -> dict[str, Attempt]:
-        """Return what the last computations of windows found that left their files alone, by window key."""
-        folder = self.folder(view) / "_attempts"
-        found: dict[str, Attempt] = {}
-        for path in sorted(folder.glob("*.json")):
-            if attempt := self._read_attempt(path):
-                found[path.stem] = attempt
-        return found
-
-    def attempt(self, view: FeatureView, window: Window) -> Attempt | None:
-        """Return what a window's last computation found; None where it wrote the window's file, or there was none."""
-        return self._read_attempt(self._attempt_path(view, window))
-
-    def write_attempt(self, view: FeatureView, window: Window, attempt: Attempt) -> None:
-        """Keep what a window's last computation found."""
-        path = self._attempt_path(view, window)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{window.key}.{secrets.token_hex(4)}.tmp")
-        temporary.write_text(json.dumps(asdict(attempt)), encoding="utf-8")
-        _sync(temporary)
-        temporary.replace(path)
-        if attempt.outcome != "rejected":
-            self.rejected_path(view, window).unlink(missing_ok=True)
 
     def changes(self, view: FeatureView, *, after: int, until: int) -> dict[int, Path]:
         """Return the files of keys whose rows were changed by replacements, by generation, in `(after, until]`."""
@@ -389,17 +331,6 @@ class OfflineStore:
 
     def _changes(self, view: FeatureView) -> Path:
         return self.folder(view) / "_changes"
-
-    def _attempt_path(self, view: FeatureView, window: Window) -> Path:
-        return self.folder(view) / "_attempts" / f"{window.key}.json"
-
-    def _read_attempt(self, path: Path) -> Attempt | None:
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return None  # of a disk that lost it: the window is looked at again
-        known = {one.name for one in fields(Attempt)}
-        return Attempt(**{name: value for name, value in values.items() if name in known})
 
     @contextlib.contextmanager
     def materializing(self, view: FeatureView) -> Iterator[None]:
@@ -430,7 +361,7 @@ class OfflineStore:
         path = self.folder(view) / "_generation"
         temporary = path.with_suffix(".tmp")
         temporary.write_text(str(generation))
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
 
 
@@ -440,14 +371,6 @@ def _flock(path: Path, mode: int) -> Iterator[None]:
     try:
         fcntl.flock(descriptor, mode)
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

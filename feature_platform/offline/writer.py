@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from feature_platform.dtypes import to_micros
 from feature_platform.model import FeatureView, ViewKind
+from feature_platform.offline.attempts import Attempt
 from feature_platform.offline.contract import time_columns
 from feature_platform.offline.gate import ExpectationFailure, failed_expectations
 from feature_platform.offline.history import partition_rows
 from feature_platform.offline.partition import ROW_GROUP
 from feature_platform.offline.query import first_row, literal, parquet, quote, quote_all
-from feature_platform.offline.store import METADATA_KEY, TOMBSTONE, Attempt, OfflineStore, Partition
+from feature_platform.offline.store import METADATA_KEY, TOMBSTONE, OfflineStore, Partition
 from feature_platform.windows import Window
 
 if TYPE_CHECKING:
@@ -155,8 +156,8 @@ class PartitionWriter:
             )
 
         if failures:
-            path = self.store.reject(self.view, window, copy)
-            self.store.write_attempt(self.view, window, self._attempt(window, "rejected", failures))
+            path = self.store.attempts.reject(self.view, window, copy)
+            self.store.attempts.keep(self.view, window, self._attempt(window, "rejected", failures))
             return report(path, written[0], "rejected")
         path, attempt = self.store.path(self.view, window), self._attempt(window, "unchanged")
         differ = partial(self._differ, is_full=is_full, accumulators=accumulators)

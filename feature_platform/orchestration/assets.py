@@ -190,7 +190,7 @@ def _done_before(
     current = fingerprints(view, source_files(view, settings.root, store.source_footers), sorted(windows), datetime.now(UTC))
     done: list[PartitionReport] = []
     for window in windows:
-        partition, attempt = store.partition(view, window), store.attempt(view, window)
+        partition, attempt = store.partition(view, window), store.attempts.get(view, window)
         if partition is None or partition.definition != view.definition_hash or (attempt and attempt.outcome == "rejected"):
             continue
         run_id, inputs = (attempt.run_id, attempt.inputs) if attempt else (partition.run_id, partition.inputs)
