@@ -149,13 +149,22 @@ worlds = st.builds(
 )
 
 
+IS_LARGE = {
+    "newest._FEW_ROWS": 0,
+    "explanation.ROW_GROUP": 1,
+    "explanation._GROUPS_A_RANGE": 1,
+    "explanation._RANGE_BYTES": 50,
+    "asof._BOUNDS_PERCENT": 100,
+}
+
+
 @contextlib.contextmanager
 def store_of(world: World, view: FeatureView) -> Iterator[FeatureStore]:
     """Open a store over the world's rows, written as two files, so that a source is more than one."""
-    few = (
-        patch("feature_platform.offline.newest._FEW_ROWS", 0) if world.is_large else contextlib.nullcontext()
-    )  # newer rows are found first
-    with tempfile.TemporaryDirectory() as folder, few:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        if world.is_large:  # newer rows are found first, and joins are run in ranges of keys
+            for name, value in IS_LARGE.items():
+                stack.enter_context(patch(f"feature_platform.offline.{name}", value))
         source = Path(folder) / "source"
         source.mkdir()
         for index in (0, 1):
