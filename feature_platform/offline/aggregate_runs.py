@@ -255,7 +255,7 @@ class _Computation:
             self._create(_POINTS, running)
             redone = Redone(points, self.layout.redone, self.block)
             if redone.shared and not has_middle:
-                make_middle(self.writer, self.sources, redone, _MIDDLE, keep=self.is_last)
+                make_middle(self.writer, self.sources, redone, _MIDDLE, _POINTS, is_last=self.is_last)
             self._redo(redone)
             self._create(f"temp.{RESULT}", points.rows(_POINTS, redone=_REDONE))
         else:

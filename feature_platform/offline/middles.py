@@ -36,7 +36,7 @@ _VERSION: Final = 1
 _KEPT: Final = 3
 
 
-def make_middle(writer: PartitionWriter, sources: SourceViews, redone: Redone, table: str, *, keep: bool) -> None:
+def make_middle(writer: PartitionWriter, sources: SourceViews, redone: Redone, table: str, points: str, *, is_last: bool) -> None:
     """
     Fill a table with the middle of a block.
 
@@ -45,9 +45,10 @@ def make_middle(writer: PartitionWriter, sources: SourceViews, redone: Redone, t
         sources: Of the view.
         redone: Of the block.
         table: Name of a temporary table.
-        keep: Whether to write it for runs to come.
+        points: A table of the keys that are asked for next.
+        is_last: Whether this run asks for nothing after that: of a kept middle, those keys are read; a new one is kept for runs to come.
     """
-    block, connection = redone.block, writer.connection
+    block, connection, keys = redone.block, writer.connection, redone.points.keys
     assert block is not None  # noqa: S101 - the caller asked
     start = from_micros(block.start)
     before = Window(from_micros(block.start - block.width), start)
@@ -57,7 +58,8 @@ def make_middle(writer: PartitionWriter, sources: SourceViews, redone: Redone, t
     create = f"create or replace temp table {table} as"
     if _stands_for(path) == stands_for:
         try:
-            connection.execute(f"{create} select * from {parquet([path])}")
+            only = f" semi join {points} using ({', '.join(keys)})" if is_last and keys else ""
+            connection.execute(f"{create} select * from {parquet([path])}{only}")
         except duckdb.Error:
             pass  # another run removed it, or the disk lost some of it
         else:
@@ -65,12 +67,12 @@ def make_middle(writer: PartitionWriter, sources: SourceViews, redone: Redone, t
                 return
     sources.show(from_micros(min(block.low(one) for one in redone.shared)), start, known=start)
     connection.execute(f"{create} {redone.middle(f'select * from ({redone.points.events()}) where __known <= {block.start}')}")
-    if not keep:
+    if not is_last:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp")
     try:
-        order = f" order by {', '.join(redone.points.keys)}" if redone.points.keys else ""
+        order = f" order by {', '.join(keys)}" if keys else ""
         connection.execute(
             f"copy (select * from {table}{order}) to {literal(str(temporary))} "
             f"(format parquet, compression zstd, kv_metadata {{{METADATA_KEY}: {literal(stands_for)}}})"
