@@ -296,7 +296,7 @@ def dying(function):
         if calls == {at}: os.kill(os.getpid(), signal.SIGKILL)
         return function(*args, **kwargs)
     return call
-Path.replace, Path.unlink, stores._sync, catalog.Catalog.put = map(dying, (Path.replace, Path.unlink, stores._sync, catalog.Catalog.put))
+Path.replace, Path.unlink, stores.sync, catalog.Catalog.put = map(dying, (Path.replace, Path.unlink, stores.sync, catalog.Catalog.put))
 with store_of(Path({root!r}), {view}()) as store:
     store.compact(now=NOW)
 """
