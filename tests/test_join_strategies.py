@@ -126,7 +126,7 @@ def in_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explanation, "ROW_GROUP", 1)
     monkeypatch.setattr(explanation, "_RANGE_BYTES", 100)
     monkeypatch.setattr(explanation, "_GROUPS_A_RANGE", 5)
-    monkeypatch.setattr(asof, "_BOUNDS_PERCENT", 100)
+    monkeypatch.setattr(asof, "_SAMPLE_PERCENT", 100)
 
 
 def of_few_keys(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,6 +227,7 @@ def test_a_range_of_keys_reads_its_row_groups(tmp_path: Path, monkeypatch: pytes
             asked(at.take(pa.array(every)).to_pylist(), users.take(pa.array(every)).to_pylist()), ["value"]
         )
         monkeypatch.setattr(explanation, "_RANGE_BYTES", 1)
+        monkeypatch.setattr(asof, "_SAMPLE_PERCENT", 100)
         assert joined.explain().views[0].ranges == 2
         assert "in 2 ranges of the keys" in str(joined.explain())
         seen = list[int]()

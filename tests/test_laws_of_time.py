@@ -154,7 +154,7 @@ IS_LARGE = {
     "explanation.ROW_GROUP": 1,
     "explanation._GROUPS_A_RANGE": 1,
     "explanation._RANGE_BYTES": 50,
-    "asof._BOUNDS_PERCENT": 100,
+    "asof._SAMPLE_PERCENT": 100,
 }
 
 

@@ -33,7 +33,6 @@ _CANDIDATES_A_ROW: Final = 8
 _CANDIDATES_MORE: Final = 100_000
 _FEW_KEYS: Final = 0.25
 _SAMPLE_PERCENT: Final = 5
-_BOUNDS_PERCENT: Final = 1
 _LARGE_ROWS: Final = 200_000
 
 
@@ -166,7 +165,7 @@ def _key_ranges(
     rows and 10 M entity rows: two fifths of the memory, and no more time. Where the bounds lie is nothing to the answers; a sample tells.
     """
     key, file = quote(plan.join_keys[0]), plan.files[len(plan.files) // 2]
-    sample = f"select {key} from {parquet([file])} using sample {_BOUNDS_PERCENT} percent (system)"
+    sample = f"select {key} from {parquet([file])} using sample {_SAMPLE_PERCENT} percent (system)"
     cuts = [number / ranges for number in range(1, ranges)]
     bounds = dict.fromkeys(first_row(connection, f"select quantile_disc({key}, $cuts) from ({sample})", {"cuts": cuts})[0] or ())
     for low, high in pairwise([None, *bounds, None]):
