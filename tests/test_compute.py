@@ -211,6 +211,15 @@ def test_lookback_rows_are_read_and_dropped(tmp_path: Path) -> None:
         assert answers(store, ["values:minutes"], [T0 + 70 * MINUTE]) == [(12, PRESENT)]
 
 
+def test_a_value_of_an_earlier_window_has_to_fit_too(tmp_path: Path) -> None:
+    """Rows that lookback brings are held to the contract like the window's own: what is dropped is dropped after the cast."""
+    write(tmp_path, events())
+    too_large = f"case when \"at\" < timestamp '{T0 + HOUR:%Y-%m-%d %H:%M}' then {2**63}::hugeint else minutes::hugeint end"
+    view = event_view(f'select user_id, "at" as event_timestamp, {too_large} as minutes from watches', lookback=HOUR)
+    with store_of(tmp_path, view) as store, pytest.raises(ContractError, match="a value does not fit its dtype"):
+        store.compute(start=T0 + HOUR, end=T0 + 2 * HOUR, now=NOW)
+
+
 def test_null_keys_are_dropped_and_counted(tmp_path: Path) -> None:
     """A NULL in a key or in event_timestamp drops the row, and the footer says how many."""
     write(tmp_path, events())

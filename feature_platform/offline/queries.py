@@ -75,13 +75,14 @@ def _run(connection: duckdb.DuckDBPyConnection, view: FeatureView, window: Windo
     own = "true"
     if view.kind is ViewKind.EVENT and view.schedule is not None and view.lookback is not None:
         own = f"coalesce(event_timestamp >= {timestamp(window.start)}, true)"
-    returned = f"select {', '.join(columns)} from ({sql}\n)"
-    connection.execute(f"create or replace temp table {RESULT} as select * from ({returned}) where {own}", parameters)
     lacking = " or ".join(f"{quote(name)} is null" for name in needed) or "false"
-    dropped: int = first_row(connection, f"select count(*) from temp.{RESULT} where {lacking}")[0]
-    if dropped:
-        connection.execute(f"delete from temp.{RESULT} where {lacking}")
-    return dropped
+    # All rows are cast, those of earlier windows too: a filter would let values pass that do not fit.
+    connection.execute(f"create or replace temp table {RESULT} as select {', '.join(columns)} from ({sql}\n)", parameters)
+    counted = f"select count(*) filter (where ({lacking}) and {own}), count(*) filter (where ({lacking}) or not {own}) from temp.{RESULT}"
+    dropped, others = first_row(connection, counted)
+    if others:
+        connection.execute(f"delete from temp.{RESULT} where ({lacking}) or not {own}")
+    return int(dropped)
 
 
 def _cast(column: str, duckdb_type: DuckDBPyType, dtype: Dtype) -> str:
