@@ -15,7 +15,8 @@ import duckdb
 import pytest
 
 from feature_platform import ON_UPDATE, Aggregate, Entity, Feature, FeatureService, FeatureView, ParquetSource
-from feature_platform.model import FeatureSelection, ViewKind, returns_event_timestamp
+from feature_platform.model import FeatureSelection, ViewKind
+from feature_platform.query_text import returns_event_timestamp
 
 DAY = timedelta(days=1)
 USER = Entity("user", {"user_id": str, "device": int})

@@ -19,18 +19,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from feature_platform.dtypes import to_micros
 from feature_platform.model import FeatureView
-from feature_platform.offline.attempts import Attempts, sync
+from feature_platform.offline.attempts import Attempt, Attempts, sync
 from feature_platform.offline.catalog import COMPACTED, Catalog
 from feature_platform.offline.partition import METADATA_KEY, TOMBSTONE, Partition, shape_of
 from feature_platform.offline.source_footers import SourceFooters
 from feature_platform.windows import Window, utc
-
-if TYPE_CHECKING:
-    from feature_platform.offline.attempts import Attempt
 
 __all__ = ["METADATA_KEY", "TOMBSTONE", "OfflineStore", "Partition", "Summary"]
 
